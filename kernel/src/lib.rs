@@ -1,1 +1,11 @@
-//! placeholder
+//! The Plinth microhypervisor: everything but the entry point, so that its pure parts run under `cargo test` on the host.
+//!
+//! Principles, in the order in which they win: safe where reasonable, simple before clever, fast where it is measured.
+//! The kernel holds only what must be privileged; a guest's error is a status code or the end of that guest, never of
+//! the machine; every piece of work done with interrupts off is bounded.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod mem;
