@@ -1,0 +1,206 @@
+//! The boundary between the two vendors' virtualisation extensions and everything above.
+//!
+//! Above this module nobody knows Intel from AMD. [`Vendor`] is chosen once at boot and everything that runs guests is
+//! monomorphised over it: there is no `dyn` call on the exit path. `vmx/` and `svm/` have the same file names on both
+//! sides. What a guest did arrives as an [`Exit`]; what it means is decided in `exit/`, once for both.
+
+pub mod event;
+pub mod exit;
+pub mod gprs;
+pub mod tag;
+
+pub use event::{Event, EventKind};
+pub use exit::Exit;
+pub use gprs::Gprs;
+
+use core::fmt;
+
+use plinth_abi::{Segment, VcpuState};
+
+use crate::arch::msr::Msr;
+use crate::mem::nested::EntryFormat;
+use crate::mem::Hpa;
+
+/// A vendor's extension: VMX with EPT, or SVM with nested paging.
+pub trait Vendor: Sized + 'static {
+    /// "VMX" or "SVM".
+    const NAME: &'static str;
+    /// The instruction by which guests call: VMCALL or VMMCALL.
+    const HYPERCALL: [u8; 3];
+    /// Format of the nested page tables' entries.
+    type Format: EntryFormat;
+    /// What one CPU holds while the extension is on: VMXON region or host save area, capabilities, tag allocator.
+    type Cpu;
+    /// The vendor's part of a vCPU.
+    type Vcpu: Vcpu<Self>;
+    /// The vendor's part of a domain, shared by its vCPUs: MSR and I/O permission bitmaps.
+    type Domain;
+
+    /// What this CPU offers, or the first thing that is lacking. Changes nothing.
+    fn probe() -> Result<Capabilities, Lack>;
+
+    /// Turns the extension on, on the calling CPU. IA32_FEATURE_CONTROL left unlocked is set and locked here.
+    fn enable() -> Result<Self::Cpu, Lack>;
+
+    /// Turns it off again, on the calling CPU; before a power-off or a reset.
+    fn disable(cpu: &mut Self::Cpu);
+
+    /// Forgets every guest translation that the calling CPU caches (INVEPT and INVVPID all contexts; ASID flush).
+    fn flush_all(cpu: &mut Self::Cpu);
+
+    /// Makes the bitmaps of a new domain: every port and every MSR exits, but those MSRs that the hardware switches.
+    fn new_domain() -> Result<Self::Domain, OutOfMemory>;
+}
+
+/// The vendor's part of a vCPU: register state and the way into the guest.
+///
+/// A vCPU is attached to at most one CPU at a time. `run` and every accessor may only be called while it is attached to
+/// the calling CPU (on VMX its VMCS is then current).
+pub trait Vcpu<V: Vendor>: Sized {
+    /// A vCPU in the state after reset, translating through the nested tables at `nested_root`.
+    fn new(domain: &V::Domain, nested_root: Hpa) -> Result<Self, OutOfMemory>;
+
+    /// Binds the vCPU to the calling CPU: makes its control structure current, gives it a valid tag (VPID, ASID), loads the
+    /// MSRs that neither entry nor exit switches. Called once before a run of `run` calls; interrupts are off.
+    fn attach(&mut self, cpu: &mut V::Cpu);
+
+    /// Unbinds: everything that still lives in this CPU goes to memory, so that any CPU may attach the vCPU next.
+    fn detach(&mut self, cpu: &mut V::Cpu);
+
+    /// Enters the guest and comes back with why it left. Interrupts are off before and after; a host interrupt that ended
+    /// the run is still pending, and the caller takes it by opening an interrupt window. A host NMI has been handled.
+    ///
+    /// An event whose delivery the exit interrupted is injected again by the next `run`, unless an exception injected
+    /// meanwhile combines with it (SDM table 7-5).
+    fn run(&mut self, cpu: &mut V::Cpu) -> Exit;
+
+    /// Bounds the guest's run: an exit comes no later than at this TSC value even where interrupts do not cause one (VMX:
+    /// preemption timer). Vendors without such a timer rely on the host's APIC timer and do nothing.
+    fn set_deadline(&mut self, cpu: &mut V::Cpu, tsc: u64);
+
+    /// The general registers that the entry code switches. RSP is not among them.
+    fn gprs(&self) -> &Gprs;
+    /// As [`Vcpu::gprs`], to be changed.
+    fn gprs_mut(&mut self) -> &mut Gprs;
+
+    /// RIP of the instruction that exited.
+    fn rip(&self) -> u64;
+    /// Sets RIP.
+    fn set_rip(&mut self, rip: u64);
+    /// RSP.
+    fn rsp(&self) -> u64;
+    /// Sets RSP.
+    fn set_rsp(&mut self, rsp: u64);
+    /// RFLAGS.
+    fn rflags(&self) -> u64;
+    /// Sets RFLAGS; bit 1 stays set.
+    fn set_rflags(&mut self, rflags: u64);
+    /// Current privilege level, 0 to 3.
+    fn cpl(&self) -> u8;
+    /// A segment register.
+    fn segment(&self, which: SegmentName) -> Segment;
+    /// CR0 as the guest sees it.
+    fn cr0(&self) -> u64;
+    /// CR3.
+    fn cr3(&self) -> u64;
+    /// CR4 as the guest sees it.
+    fn cr4(&self) -> u64;
+    /// EFER as the guest sees it.
+    fn efer(&self) -> u64;
+    /// Sets CR0 to a value that `exit::cr` has found legal, with what follows from it (EFER.LMA, entry controls).
+    fn set_cr0(&mut self, value: u64);
+    /// Sets CR4 to a legal value.
+    fn set_cr4(&mut self, value: u64);
+    /// Sets EFER to a legal value; LMA is the caller's affair.
+    fn set_efer(&mut self, value: u64);
+    /// Reads an MSR that the hardware switches for the guest (FS_BASE, STAR, SYSENTER_*, PAT ...). `None`: not one of these.
+    fn msr(&self, msr: Msr) -> Option<u64>;
+    /// Writes such an MSR with a value that has been checked; false: not one of these.
+    fn set_msr(&mut self, msr: Msr, value: u64) -> bool;
+    /// What the guest's TSC is ahead of the host's, modulo 2^64.
+    fn set_tsc_offset(&mut self, offset: u64);
+
+    /// Length in bytes of the instruction that exited, where the hardware tells it; `None`: it has to be decoded.
+    fn instruction_length(&self) -> Option<u8>;
+    /// Moves RIP past an instruction of `length` bytes: wraps at 32 bits outside 64-bit mode, ends the interrupt shadow,
+    /// and leaves a pending single-step trap to be delivered if RFLAGS.TF is set.
+    fn skip(&mut self, length: u8);
+
+    /// Makes the guest take this event at the next entry. An exception that meets one whose delivery is pending combines
+    /// with it to #DF or a triple fault (SDM table 7-5, APM2 8.2.9). Returns false where the result is a triple fault.
+    #[must_use]
+    fn inject(&mut self, event: Event) -> bool;
+    /// Whether an external interrupt could be injected now: RFLAGS.IF, no shadow, nothing pending.
+    fn accepts_interrupt(&self) -> bool;
+    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an external interrupt.
+    fn request_interrupt_window(&mut self);
+
+    /// The whole register state but what the common code switches (XCR0, DR0 to DR3), which is zero here.
+    fn state(&self) -> VcpuState;
+    /// Sets the whole register state; refused, with the rule that is broken, where the CPU could not be entered so.
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), BadState>;
+
+    /// Writes the control structure field by field, for the report of a failed entry.
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
+
+/// Names of the segment registers in the order of their encoding (SDM vol. 2 table 2-1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the registers' names are their documentation")]
+pub enum SegmentName {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+    Ldtr,
+    Tr,
+}
+
+/// A state in which no CPU could run, and the rule that says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BadState(pub &'static str);
+
+impl fmt::Display for BadState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// There is no frame or heap left for a control structure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfMemory;
+
+/// Why this CPU cannot run guests, in words and with what may help.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lack {
+    /// What is missing.
+    pub what: &'static str,
+    /// What the machine's owner can do about it.
+    pub advice: &'static str,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.advice)
+    }
+}
+
+/// What a CPU's extension can do, as a table to be printed: name, whether it is there, and what Plinth does without it.
+#[derive(Clone, Debug, Default)]
+pub struct Capabilities {
+    /// One row a capability.
+    pub rows: alloc::vec::Vec<Capability>,
+}
+
+/// One row of the capability table.
+#[derive(Clone, Debug)]
+pub struct Capability {
+    /// The manual's name of it.
+    pub name: &'static str,
+    /// What the CPU says: "yes", "no", or a number with its unit.
+    pub value: alloc::borrow::Cow<'static, str>,
+    /// Where it is missing: what is done instead. Empty where it is there.
+    pub without: &'static str,
+}
