@@ -8,4 +8,5 @@
 
 extern crate alloc;
 
+pub mod arch;
 pub mod mem;

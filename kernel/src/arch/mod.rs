@@ -1,0 +1,3 @@
+//! This CPU and this machine: what is reached by privileged instructions.
+
+pub mod paging;
