@@ -1,0 +1,152 @@
+//! A suite of tests: runs each, survives each, prints a line for each.
+//!
+//! A suite announces how many tests it has, so that one that dies half-way is noticed: `suite NAME: N tests`, then
+//! `test NAME ... ok` or `test NAME ... FAILED: why` for each.
+
+use core::fmt::{self, Write};
+
+use crate::local::Local;
+use crate::trap::{self, Trap};
+use crate::{cpu, gdt, println};
+
+/// Why a test failed, in up to 200 bytes of text.
+#[derive(Clone, Copy)]
+pub struct Why {
+    text: [u8; 200],
+    used: usize,
+}
+
+/// What a test returns.
+pub type Outcome = Result<(), Why>;
+
+/// A test: its name and what it runs.
+pub type Test = (&'static str, fn() -> Outcome);
+
+impl Write for Why {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for &byte in text.as_bytes() {
+            if let Some(slot) = self.text.get_mut(self.used) {
+                *slot = byte;
+                self.used += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.text.get(..self.used).unwrap_or(&[]);
+        f.write_str(core::str::from_utf8(text).unwrap_or("(text cut inside a character)"))
+    }
+}
+
+impl From<fmt::Arguments<'_>> for Why {
+    fn from(arguments: fmt::Arguments<'_>) -> Self {
+        let mut why = Self {
+            text: [0; 200],
+            used: 0,
+        };
+        // Its write_str does not fail.
+        let _ = why.write_fmt(arguments);
+        why
+    }
+}
+
+impl From<Trap> for Why {
+    fn from(trap: Trap) -> Self {
+        format_args!("unexpected {trap}").into()
+    }
+}
+
+/// Fails the test, with a formatted reason, unless the condition holds.
+#[macro_export]
+macro_rules! check {
+    ($condition:expr, $($why:tt)+) => {
+        if !$condition {
+            return Err($crate::Why::from(format_args!($($why)+)));
+        }
+    };
+}
+
+/// Fails the test unless both are equal; shows both in hexadecimal.
+#[macro_export]
+macro_rules! check_eq {
+    ($seen:expr, $expected:expr, $what:literal) => {{
+        let (seen, expected) = ($seen, $expected);
+        if seen != expected {
+            return Err($crate::Why::from(format_args!(
+                "{}: {seen:#x}, expected {expected:#x}",
+                $what
+            )));
+        }
+    }};
+}
+
+/// Runs the named functions as a suite and returns how many failed, at most 100: the guest's exit status.
+#[macro_export]
+macro_rules! suite {
+    ($name:literal, [$($test:path),+ $(,)?]) => {
+        $crate::suite::run($name, &[$((stringify!($test), $test as fn() -> $crate::Outcome)),+])
+    };
+}
+
+static RUNNING: Local<bool> = Local::new(false);
+
+/// Whether a panic should be the failure of a test, not the guest's end.
+pub fn is_running() -> bool {
+    RUNNING.get()
+}
+
+/// Runs the tests; returns how many failed, at most 100.
+pub fn run(name: &str, tests: &[Test]) -> u64 {
+    println!("suite {name}: {} tests", tests.len());
+    RUNNING.set(true);
+    let machine = Machine::capture();
+    let mut failed = 0;
+    for (name, test) in tests {
+        let outcome = trap::catch(test).unwrap_or_else(|trap| Err(trap.into()));
+        machine.restore();
+        match outcome {
+            Ok(()) => println!("test {name} ... ok"),
+            Err(why) => {
+                failed += 1;
+                println!("test {name} ... FAILED: {why}");
+            }
+        }
+    }
+    RUNNING.set(false);
+    println!(
+        "suite {name}: {} passed, {failed} failed",
+        tests.len() as u64 - failed
+    );
+    failed.min(100)
+}
+
+/// Control registers that a test may leave changed.
+struct Machine {
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+}
+
+impl Machine {
+    fn capture() -> Self {
+        Self {
+            cr0: cpu::cr0().unwrap_or(0),
+            cr3: cpu::cr3().unwrap_or(0),
+            cr4: cpu::cr4().unwrap_or(0),
+        }
+    }
+
+    /// Puts the registers back; what cannot be put back shows as the next tests' failure.
+    fn restore(&self) {
+        cpu::lidt(&trap::table());
+        let _ = cpu::set_dr7(0x400);
+        let _ = cpu::set_cr0(self.cr0);
+        let _ = cpu::set_cr4(self.cr4);
+        let _ = cpu::set_cr3(self.cr3);
+        let _ = cpu::set_cr8(0);
+        gdt::load();
+    }
+}
