@@ -107,6 +107,8 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn cr4(&self) -> u64;
     /// EFER as the guest sees it.
     fn efer(&self) -> u64;
+    /// Sets CR2, before a page fault is injected.
+    fn set_cr2(&mut self, value: u64);
     /// Sets CR0 to a value that `exit::cr` has found legal, with what follows from it (EFER.LMA, entry controls).
     fn set_cr0(&mut self, value: u64);
     /// Sets CR4 to a legal value.
