@@ -1,2 +1,152 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: builds Plinth, writes its disk image, boots it in an emulator, tests it, and says what a machine lacks.
+//!
+//! One file a task. Every error carries a line that starts with `try:` and says what to do about it. Nothing that this
+//! program starts outlives it, and nothing is installed without being announced first.
+
+mod check;
+mod compile;
+mod console;
+
+mod guard;
+mod image;
+mod machine;
+mod progress;
+mod provision;
+mod run;
+mod script;
+mod serial;
+
+mod workspace;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::provision::Permission;
+
+/// The tasks of Plinth.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Builds everything, boots it in a machine and connects the terminal to the serial console
+    Run(run::Options),
+    /// Runs the host tests, then the machine tests; the last line is `N passed, N failed`
+    /// Writes the bootable disk image
+    Image(ImageOptions),
+    /// Says what this machine has, what is missing and how to get it
+    /// Builds the kernel, the guests and the loader
+    Build(Install),
+    /// Checks formatting and runs clippy on every package for its target
+    Check(Install),
+}
+
+/// The option that every task with provisioning has.
+#[derive(Debug, Args)]
+pub struct Install {
+    /// Install nothing: say what is missing and stop
+    #[arg(long)]
+    pub no_install: bool,
+}
+
+impl Install {
+    /// Whether missing things may be installed.
+    pub fn permission(&self) -> Permission {
+        if self.no_install {
+            Permission::Refused
+        } else {
+            Permission::Granted
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ImageOptions {
+    /// Where the image goes (default: plinth.img in the target directory)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    append: String,
+    #[command(flatten)]
+    install: Install,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = guard::install() {
+        return fail(&error);
+    }
+    let outcome = match cli.task {
+        Task::Run(options) => run::main(&options),
+        Task::Image(options) => {
+            image::main(options.out, &options.append, options.install.permission())
+        }
+        Task::Build(install) => compile::main(install.permission()),
+        Task::Check(install) => check::main(install.permission()),
+    };
+    // Explicit, because nothing runs after `main` returns that would do it.
+    guard::clean_up();
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+/// Shows an error with its causes.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  because: {cause}");
+    }
+    ExitCode::from(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_understands_its_options() {
+        let cli = Cli::try_parse_from([
+            "xtask",
+            "run",
+            "--on",
+            "bochs-vmx",
+            "--smp",
+            "1",
+            "--memory",
+            "512",
+            "--timeout",
+            "9",
+            "--script",
+            "a; b",
+            "--append",
+            "log=debug",
+            "--no-install",
+        ])
+        .unwrap();
+        let Task::Run(options) = cli.task else {
+            panic!("not run")
+        };
+        assert_eq!(
+            options.on,
+            machine::Choice::Exactly(machine::Kind::BochsVmx)
+        );
+        assert_eq!(
+            (options.smp, options.memory, options.timeout),
+            (1, 512, Some(9))
+        );
+        assert!(options.install.no_install);
+        assert!(Cli::try_parse_from(["xtask", "run", "--on", "pc"]).is_err());
+        assert!(Cli::try_parse_from(["xtask", "run", "--smp", "0"]).is_err());
+    }
+}

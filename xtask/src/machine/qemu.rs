@@ -1,0 +1,162 @@
+//! QEMU's command line.
+//!
+//! The serial port is QEMU's standard input and output. Files are named relative to the machine's directory.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::{DISK, Equipment, Kind, MachineError, failed};
+use crate::provision::packages::Tools;
+
+/// The private copy of the firmware's variables.
+const VARIABLES: &str = "vars.fd";
+
+/// Writes the machine's files and gives the command that starts it.
+pub fn prepare(
+    directory: &Path,
+    equipment: &Equipment,
+    tools: &Tools,
+) -> Result<Command, MachineError> {
+    let firmware = &tools.firmware;
+    if let Some(variables) = &firmware.variables {
+        // Read and written, not copied: the original may be read-only, and the copy must not be.
+        let template = fs::read(variables).map_err(failed(variables.display().to_string()))?;
+        fs::write(directory.join(VARIABLES), template).map_err(failed(VARIABLES))?;
+    }
+    let mut command = Command::new(&tools.emulator);
+    command.args(arguments(
+        equipment,
+        &firmware.code,
+        firmware.variables.is_some(),
+    ));
+    Ok(command)
+}
+
+/// The arguments.
+fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String> {
+    let (accelerator, cpu) = match equipment.kind {
+        Kind::QemuKvm => ("kvm", "host"),
+        _ => ("tcg,thread=multi", "EPYC,+svm"),
+    };
+    let mut list: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| list.extend(words.iter().map(|word| (*word).to_owned()));
+    add(&[
+        "-name",
+        "plinth",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+    ]);
+    add(&["-machine", "q35", "-accel", accelerator, "-cpu", cpu]);
+    add(&[
+        "-smp",
+        &equipment.smp.to_string(),
+        "-m",
+        &equipment.memory.to_string(),
+    ]);
+    // Without `signal=off` a terminal's Ctrl-C would end QEMU instead of reaching the guest.
+    add(&[
+        "-chardev",
+        "stdio,id=com1,signal=off",
+        "-serial",
+        "chardev:com1",
+    ]);
+    add(&["-vga", "std"]);
+    if !equipment.display {
+        add(&["-display", "none"]);
+    }
+    let code = code.display().to_string();
+    add(&[
+        "-drive",
+        &format!(
+            "if=pflash,unit=0,format=raw,readonly=on,file={}",
+            escape(&code)
+        ),
+    ]);
+    if variables {
+        add(&[
+            "-drive",
+            &format!("if=pflash,unit=1,format=raw,file={VARIABLES}"),
+        ]);
+    }
+    add(&["-drive", &format!("if=ide,format=raw,file={DISK}")]);
+    if let Some(port) = equipment.gdb {
+        add(&["-gdb", &format!("tcp:127.0.0.1:{port}"), "-S"]);
+    }
+    list
+}
+
+/// A comma inside a value is written twice.
+fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(equipment: &Equipment) -> String {
+        arguments(equipment, Path::new("/fw/a,b.fd"), true).join(" ")
+    }
+
+    fn equipment(kind: Kind) -> Equipment {
+        Equipment {
+            kind,
+            smp: 3,
+            memory: 512,
+            display: false,
+            gdb: None,
+        }
+    }
+
+    #[test]
+    fn svm_is_emulated() {
+        let line = line(&equipment(Kind::QemuSvm));
+        assert!(
+            line.contains("-accel tcg,thread=multi -cpu EPYC,+svm -smp 3 -m 512"),
+            "{line}"
+        );
+        assert!(line.contains("-no-reboot") && line.contains("-display none"));
+        assert!(line.contains("readonly=on,file=/fw/a,,b.fd"));
+        assert!(!line.contains("-gdb") && !line.contains(" -S"));
+    }
+
+    #[test]
+    fn kvm_passes_the_cpu_through() {
+        assert!(line(&equipment(Kind::QemuKvm)).contains("-accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn display_and_debugger() {
+        let line = line(&Equipment {
+            display: true,
+            gdb: Some(4711),
+            ..equipment(Kind::QemuSvm)
+        });
+        assert!(!line.contains("-display"));
+        assert!(line.ends_with("-gdb tcp:127.0.0.1:4711 -S"), "{line}");
+    }
+
+    #[test]
+    fn the_variables_are_a_private_copy() {
+        let directory = tempfile::tempdir().unwrap();
+        let template = directory.path().join("template.fd");
+        fs::write(&template, "vars").unwrap();
+        let mut permissions = fs::metadata(&template).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&template, permissions).unwrap();
+        let tools = Tools {
+            emulator: "/usr/bin/qemu".into(),
+            firmware: crate::provision::packages::Firmware {
+                code: "/fw/code.fd".into(),
+                variables: Some(template),
+            },
+            video: None,
+        };
+        prepare(directory.path(), &equipment(Kind::QemuSvm), &tools).unwrap();
+        let copy = directory.path().join(VARIABLES);
+        assert_eq!(fs::read(&copy).unwrap(), b"vars");
+        assert!(!fs::metadata(&copy).unwrap().permissions().readonly());
+    }
+}

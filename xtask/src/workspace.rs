@@ -1,0 +1,199 @@
+//! What the workspace is: its directories, its packages and the toolchain it pins.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Why the workspace could not be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// `cargo metadata` did not run.
+    #[error(
+        "`cargo metadata` failed: {0}\n  try: run it by hand in the workspace and mend what it complains about"
+    )]
+    Metadata(String),
+    /// `cargo metadata` printed something without the field that is needed.
+    #[error(
+        "`cargo metadata` printed no `{0}`\n  try: install the Rust version that rust-toolchain.toml names"
+    )]
+    Field(&'static str),
+    /// `rust-toolchain.toml` names no version.
+    #[error("{0} pins no Rust version\n  try: write `channel = \"1.N.P\"` into it")]
+    Pin(PathBuf),
+    /// The compiler is not the pinned one.
+    #[error(
+        "this is Rust {found}, but rust-toolchain.toml pins {pinned}\n  try: rustup toolchain install {pinned}"
+    )]
+    Version {
+        /// What `rustc` says.
+        found: String,
+        /// What the file says.
+        pinned: String,
+    },
+}
+
+/// A package of the workspace that has an executable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The package's name.
+    pub package: String,
+    /// The executable's name.
+    pub bin: String,
+}
+
+/// The workspace.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    /// The top directory.
+    pub root: PathBuf,
+    /// Where cargo puts what it builds.
+    pub target: PathBuf,
+    /// The programs under `guests/`, sorted by name.
+    pub guests: Vec<Program>,
+}
+
+impl Workspace {
+    /// Asks cargo.
+    pub fn load() -> Result<Self, WorkspaceError> {
+        let output = Command::new(cargo())
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .current_dir(source_root())
+            .output()
+            .map_err(|error| WorkspaceError::Metadata(error.to_string()))?;
+        if !output.status.success() {
+            return Err(WorkspaceError::Metadata(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            ));
+        }
+        Self::from_metadata(&output.stdout)
+    }
+
+    fn from_metadata(json: &[u8]) -> Result<Self, WorkspaceError> {
+        let json: Value = serde_json::from_slice(json)
+            .map_err(|error| WorkspaceError::Metadata(error.to_string()))?;
+        let path = |field: &'static str| {
+            json[field]
+                .as_str()
+                .map(PathBuf::from)
+                .ok_or(WorkspaceError::Field(field))
+        };
+        let root = path("workspace_root")?;
+        let target = path("target_directory")?;
+        let packages = json["packages"]
+            .as_array()
+            .ok_or(WorkspaceError::Field("packages"))?;
+        let mut guests: Vec<_> = packages
+            .iter()
+            .filter_map(|package| guest(package, &root.join("guests")))
+            .collect();
+        guests.sort_by(|a, b| a.bin.cmp(&b.bin));
+        Ok(Self {
+            root,
+            target,
+            guests,
+        })
+    }
+
+    /// Where the private directories of running machines are.
+    pub fn machines(&self) -> PathBuf {
+        self.target.join("machines")
+    }
+}
+
+/// The program of a package, if its manifest is below `directory` and it has an executable.
+fn guest(package: &Value, directory: &Path) -> Option<Program> {
+    let manifest = Path::new(package["manifest_path"].as_str()?);
+    if !manifest.starts_with(directory) {
+        return None;
+    }
+    let is_bin = |target: &&Value| {
+        target["kind"]
+            .as_array()
+            .is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
+    };
+    let bin = package["targets"].as_array()?.iter().find(is_bin)?;
+    Some(Program {
+        package: package["name"].as_str()?.to_owned(),
+        bin: bin["name"].as_str()?.to_owned(),
+    })
+}
+
+/// The cargo that runs this program, so that both agree on the toolchain.
+pub fn cargo() -> PathBuf {
+    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+/// The workspace this program was built from.
+pub fn source_root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
+
+/// The Rust version that `rust-toolchain.toml` pins.
+pub fn pinned_version() -> Result<String, WorkspaceError> {
+    let path = source_root().join("rust-toolchain.toml");
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    parse_pin(&text).ok_or(WorkspaceError::Pin(path))
+}
+
+/// The version behind `channel =`, if it is a full one such as `1.95.0`.
+fn parse_pin(text: &str) -> Option<String> {
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("channel"))?;
+    let version = line
+        .trim_start()
+        .strip_prefix('=')?
+        .trim()
+        .trim_matches('"');
+    let full = version.split('.').count() == 3
+        && version.split('.').all(|part| part.parse::<u32>().is_ok());
+    full.then(|| version.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pin_is_a_full_version() {
+        assert_eq!(
+            parse_pin("[toolchain]\nchannel = \"1.95.0\"\n").as_deref(),
+            Some("1.95.0")
+        );
+        assert_eq!(parse_pin("  channel=\"1.2.3\"").as_deref(), Some("1.2.3"));
+        assert_eq!(parse_pin("channel = \"stable\""), None);
+        assert_eq!(parse_pin("channel = \"1.95\""), None);
+        assert_eq!(parse_pin("components = []"), None);
+        assert!(pinned_version().is_ok());
+    }
+
+    #[test]
+    fn guests_are_the_programs_below_guests() {
+        let json = br#"{"workspace_root": "/p", "target_directory": "/t", "packages": [
+            {"name": "plinth-rt", "manifest_path": "/p/guests/rt/Cargo.toml", "targets": [{"kind": ["lib"], "name": "plinth_rt"}]},
+            {"name": "g-two", "manifest_path": "/p/guests/two/Cargo.toml", "targets": [{"kind": ["test"], "name": "t"}, {"kind": ["bin"], "name": "two"}]},
+            {"name": "g-one", "manifest_path": "/p/guests/one/Cargo.toml", "targets": [{"kind": ["bin"], "name": "one"}]},
+            {"name": "xtask", "manifest_path": "/p/xtask/Cargo.toml", "targets": [{"kind": ["bin"], "name": "xtask"}]}]}"#;
+        let workspace = Workspace::from_metadata(json).unwrap();
+        let program = |package: &str, bin: &str| Program {
+            package: package.into(),
+            bin: bin.into(),
+        };
+        assert_eq!(
+            workspace.guests,
+            [program("g-one", "one"), program("g-two", "two")]
+        );
+        assert_eq!(
+            (workspace.root, workspace.target),
+            ("/p".into(), "/t".into())
+        );
+    }
+
+    #[test]
+    fn nonsense_from_cargo_is_an_error() {
+        assert!(Workspace::from_metadata(b"{}").is_err());
+        assert!(Workspace::from_metadata(b"no json").is_err());
+    }
+}
