@@ -6,6 +6,7 @@
 mod check;
 mod compile;
 mod console;
+mod doctor;
 
 mod guard;
 mod image;
@@ -15,6 +16,7 @@ mod provision;
 mod run;
 mod script;
 mod serial;
+mod test;
 
 mod workspace;
 
@@ -37,9 +39,11 @@ enum Task {
     /// Builds everything, boots it in a machine and connects the terminal to the serial console
     Run(run::Options),
     /// Runs the host tests, then the machine tests; the last line is `N passed, N failed`
+    Test(test::Options),
     /// Writes the bootable disk image
     Image(ImageOptions),
     /// Says what this machine has, what is missing and how to get it
+    Doctor,
     /// Builds the kernel, the guests and the loader
     Build(Install),
     /// Checks formatting and runs clippy on every package for its target
@@ -84,9 +88,11 @@ fn main() -> ExitCode {
     }
     let outcome = match cli.task {
         Task::Run(options) => run::main(&options),
+        Task::Test(options) => test::main(&options),
         Task::Image(options) => {
             image::main(options.out, &options.append, options.install.permission())
         }
+        Task::Doctor => doctor::main(),
         Task::Build(install) => compile::main(install.permission()),
         Task::Check(install) => check::main(install.permission()),
     };
@@ -95,11 +101,15 @@ fn main() -> ExitCode {
     outcome.unwrap_or_else(|error| fail(&error))
 }
 
-/// Shows an error with its causes.
+/// Shows an error with those of its causes that it does not tell itself.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
+    let mut told = error.to_string();
+    eprintln!("error: {told}");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.contains(&cause) {
+            eprintln!("  because: {cause}");
+            told.push_str(&cause);
+        }
     }
     ExitCode::from(1)
 }

@@ -1,7 +1,7 @@
 //! Long work: commands that run for a while, and their progress, a spinner when standard error is a terminal, plain lines otherwise.
 
 use std::io::{BufRead, BufReader, IsTerminal, Read};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,7 @@ pub enum CommandError {
         /// The whole command line.
         line: String,
         /// How it ended.
-        status: std::process::ExitStatus,
+        status: ExitStatus,
         /// What it printed.
         output: String,
     },
@@ -100,15 +100,53 @@ pub enum CommandError {
     },
 }
 
-/// Runs a command without input, shows what it does as details of `step`, and returns its standard output. Both
-/// outputs are kept for the error.
+/// How a command ended, and what it printed.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// Both, as they came.
+    pub all: String,
+}
+
+/// Runs a command without input, shows what it does as details of `step`, and returns its standard output. A failing
+/// command is an error with all that it printed.
 pub fn run(
     command: &mut Command,
     step: &Step,
     limit: Option<Duration>,
 ) -> Result<String, CommandError> {
+    let output = capture(command, step, limit)?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let text = output
+        .all
+        .trim_end()
+        .lines()
+        .map(|line| format!("  | {line}"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let program = command.get_program().to_string_lossy().into_owned();
-    let line = show(command);
+    Err(CommandError::Failed {
+        program,
+        line: show(command),
+        status: output.status,
+        output: text,
+    })
+}
+
+/// Runs a command without input and shows what it does as details of `step`. How it ends is for the caller to judge.
+pub fn capture(
+    command: &mut Command,
+    step: &Step,
+    limit: Option<Duration>,
+) -> Result<Output, CommandError> {
+    let program = command.get_program().to_string_lossy().into_owned();
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -126,46 +164,38 @@ pub fn run(
         forward(stderr, false, sender);
     }
     let start = Instant::now();
-    let (mut stdout, mut all) = (String::new(), String::new());
-    loop {
-        match lines.recv_timeout(Duration::from_millis(100)) {
+    let (mut stdout, mut stderr, mut all) = (String::new(), String::new(), String::new());
+    let status = loop {
+        match lines.recv_timeout(Duration::from_millis(50)) {
             Ok((is_stdout, text)) => {
                 step.detail(&text);
                 all.push_str(&text);
-                if is_stdout {
-                    stdout.push_str(&text);
-                }
+                if is_stdout { &mut stdout } else { &mut stderr }.push_str(&text);
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            // Both pipes are closed: what is left is the exit status.
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                if let Some(status) = child.ended().map_err(cannot)? {
+                    break status;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
-        if limit.is_some_and(|limit| start.elapsed() > limit) {
-            let seconds = limit.unwrap_or_default().as_secs();
-            return Err(CommandError::Slow { program, seconds });
+        if let Some(limit) = limit
+            && start.elapsed() > limit
+        {
+            return Err(CommandError::Slow {
+                program,
+                seconds: limit.as_secs(),
+            });
         }
-    }
-    let status = loop {
-        if let Some(status) = child.ended().map_err(cannot)? {
-            break status;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     };
-    if status.success() {
-        Ok(stdout)
-    } else {
-        let output = all
-            .trim_end()
-            .lines()
-            .map(|line| format!("  | {line}"))
-            .collect::<Vec<_>>()
-            .join("\n");
-        Err(CommandError::Failed {
-            program,
-            line,
-            status,
-            output,
-        })
-    }
+    Ok(Output {
+        status,
+        stdout,
+        stderr,
+        all,
+    })
 }
 
 /// Sends the lines of a pipe on, with a mark whether they are standard output.

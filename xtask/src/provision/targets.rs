@@ -44,7 +44,7 @@ pub enum TargetError {
         /// Why rustup failed.
         rustup: String,
         /// Why building from source failed.
-        source: SourceError,
+        source: Box<SourceError>,
     },
 }
 
@@ -227,7 +227,7 @@ pub fn provide(permission: Permission) -> Result<Toolchain, TargetError> {
     let no_way = |source| TargetError::NoWay {
         missing: names.clone(),
         rustup: rustup.clone(),
-        source,
+        source: Box::new(source),
     };
     let cache = cache_directory().ok_or_else(|| no_way(SourceError::NoCache))?;
     let sysroot = cache.join(compiler.sysroot_name());

@@ -1,0 +1,289 @@
+//! Tests everything: on the host first, then in machines. A line a test; the last line is `N passed, N failed`.
+//!
+//! Whatever goes wrong on the way (a build, a missing package) counts as a failed test, so that the last line always
+//! comes and never lies.
+
+mod drive;
+mod host;
+mod judge;
+mod libtest;
+mod scenarios;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use clap::Args;
+
+use crate::Install;
+use crate::compile::{self, Build};
+use crate::machine::Kind;
+use crate::provision::packages::{self, Tools};
+use crate::workspace::Workspace;
+use scenarios::Scenario;
+
+/// The options of `cargo xtask test`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Use only this machine for the machine tests; may be given several times
+    #[arg(long, value_name = "MACHINE")]
+    on: Vec<Kind>,
+    /// Run only tests whose name contains this, such as host/plinth-abi, bochs-vmx/boot or kernel::frames
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+    #[command(flatten)]
+    install: Install,
+}
+
+/// The machines that are tested unless `--on` names others.
+const MACHINES: [Kind; 3] = [Kind::QemuSvm, Kind::BochsVmx, Kind::BochsSvm];
+/// How many machines run at once.
+const AT_ONCE: usize = 2;
+
+/// One test and how it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestResult {
+    /// The full name, such as `bochs-vmx/boot/hello::prints`.
+    pub name: String,
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+}
+
+impl TestResult {
+    /// A test that passed.
+    pub fn ok(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            failure: None,
+        }
+    }
+
+    /// A test that failed.
+    pub fn failed(name: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            failure: Some(why.into()),
+        }
+    }
+
+    /// The line that tells it.
+    fn line(&self) -> String {
+        match &self.failure {
+            None => format!("test {} ... ok", self.name),
+            Some(why) => format!("test {} ... FAILED: {}", self.name, why.replace('\n', " ")),
+        }
+    }
+}
+
+/// The results so far.
+#[derive(Debug, Default)]
+struct Tally {
+    names: BTreeSet<String>,
+    passed: usize,
+    failed: usize,
+}
+
+impl Tally {
+    /// Counts a result; the line to print. A name that was there before makes it a failure.
+    fn count(&mut self, result: TestResult) -> String {
+        let result = if self.names.insert(result.name.clone()) {
+            result
+        } else {
+            TestResult::failed(result.name, "a second result of this name")
+        };
+        if result.failure.is_none() {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+        result.line()
+    }
+
+    fn last_line(&self) -> String {
+        format!("{} passed, {} failed", self.passed, self.failed)
+    }
+
+    fn is_good(&self) -> bool {
+        self.failed == 0 && self.passed > 0
+    }
+}
+
+/// Prints results as they come, from any thread.
+struct Reporter<'a> {
+    filter: &'a str,
+    tally: Mutex<Tally>,
+}
+
+impl Reporter<'_> {
+    /// Counts and prints the results that the filter lets through.
+    fn report(&self, results: Vec<TestResult>) {
+        let mut tally = self
+            .tally
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        for result in results
+            .into_iter()
+            .filter(|result| result.name.contains(self.filter))
+        {
+            println!("{}", tally.count(result));
+        }
+    }
+
+    /// Counts and prints a failure outside any test; no filter hides it.
+    fn trouble(&self, name: &str, error: &anyhow::Error) {
+        eprintln!("error: {error:#}");
+        let why = error
+            .to_string()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let mut tally = self
+            .tally
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        println!("{}", tally.count(TestResult::failed(name, why)));
+    }
+}
+
+/// A scenario on a machine.
+struct Job {
+    kind: Kind,
+    scenario: &'static Scenario,
+}
+
+impl Job {
+    fn name(&self) -> String {
+        format!("{}/{}", self.kind, self.scenario.name)
+    }
+}
+
+/// `cargo xtask test`.
+pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let reporter = Reporter {
+        filter: &options.filter,
+        tally: Mutex::default(),
+    };
+    host::test(&workspace, &options.filter, |results| {
+        reporter.report(results)
+    });
+    let jobs = jobs(scenarios::ALL, &options.on, &options.filter);
+    if !jobs.is_empty() {
+        machines(&workspace, jobs, options, &reporter);
+    }
+    let tally = reporter
+        .tally
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    if tally.passed + tally.failed == 0 {
+        eprintln!("error: no test ran\n  try: another --filter");
+    }
+    println!("{}", tally.last_line());
+    Ok(if tally.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What is to be run: the scenarios on the machines that were asked for, as far as the filter can match there.
+fn jobs(all: &'static [Scenario], on: &[Kind], filter: &str) -> Vec<Job> {
+    let kinds = if on.is_empty() { &MACHINES[..] } else { on };
+    let pairs = all
+        .iter()
+        .flat_map(|scenario| kinds.iter().map(move |&kind| Job { kind, scenario }));
+    pairs
+        .filter(|job| job.scenario.runs_on(job.kind) && job.scenario.may_match(&job.name(), filter))
+        .collect()
+}
+
+/// Runs the machine tests.
+fn machines(workspace: &Workspace, jobs: Vec<Job>, options: &Options, reporter: &Reporter<'_>) {
+    let permission = options.install.permission();
+    let mut kinds: Vec<Kind> = jobs.iter().map(|job| job.kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let mut tools: Vec<(Kind, Tools)> = Vec::new();
+    for kind in kinds {
+        match packages::provide(kind, permission) {
+            Ok(found) => tools.push((kind, found)),
+            Err(error) => reporter.trouble(&format!("{kind}/provision"), &error.into()),
+        }
+    }
+    let build = match compile::build(workspace, permission) {
+        Ok(build) => build,
+        Err(error) => return reporter.trouble("machine/build", &error.into()),
+    };
+    let jobs = Mutex::new(jobs.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| worker(workspace, &build, &tools, &jobs, reporter));
+        }
+    });
+}
+
+/// Runs one job after the other. The machines are bound to this thread.
+fn worker(
+    workspace: &Workspace,
+    build: &Build,
+    tools: &[(Kind, Tools)],
+    jobs: &Mutex<impl Iterator<Item = Job>>,
+    reporter: &Reporter<'_>,
+) {
+    loop {
+        let next = jobs
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .next();
+        let Some(job) = next else { break };
+        let Some((_, tools)) = tools.iter().find(|(kind, _)| *kind == job.kind) else {
+            continue;
+        };
+        match drive::run(workspace, build, tools, job.kind, job.scenario) {
+            Ok(results) => reporter.report(results),
+            Err(error) => reporter.trouble(&format!("{}/start", job.name()), &error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted() {
+        let mut tally = Tally::default();
+        assert!(!tally.is_good(), "nothing ran");
+        assert_eq!(tally.count(TestResult::ok("a")), "test a ... ok");
+        assert!(tally.is_good());
+        assert_eq!(
+            tally.count(TestResult::failed("b", "x\ny")),
+            "test b ... FAILED: x y"
+        );
+        assert!(!tally.is_good());
+        assert_eq!(tally.last_line(), "1 passed, 1 failed");
+    }
+
+    #[test]
+    fn a_second_result_of_a_name_fails() {
+        let mut tally = Tally::default();
+        tally.count(TestResult::ok("a"));
+        assert!(tally.count(TestResult::ok("a")).contains("FAILED"));
+        assert_eq!(tally.last_line(), "1 passed, 1 failed");
+    }
+
+    #[test]
+    fn jobs_follow_machines_and_filter() {
+        let names = |on: &[Kind], filter: &str| {
+            jobs(scenarios::ALL, on, filter)
+                .iter()
+                .map(Job::name)
+                .collect::<Vec<_>>()
+        };
+        assert!(names(&[], "").contains(&"bochs-vmx/boot".to_owned()));
+        assert_eq!(names(&[Kind::QemuSvm], "/boot/"), ["qemu-svm/boot"]);
+        assert_eq!(names(&[], "bochs-vmx/boot/"), ["bochs-vmx/boot"]);
+        assert!(names(&[], "host/").is_empty());
+    }
+}
