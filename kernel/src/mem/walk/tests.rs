@@ -600,7 +600,7 @@ proptest! {
         // For each level: rights and flags, whether it ends here, absent in one case of sixteen.
         entries in prop::array::uniform5((0u64..4, any::<bool>(), prop::bool::weighted(0.25), 0u8..16)),
         page in 0u64..1 << 28,
-        (wp, smep, smap, pse, nxe, ac): (bool, bool, bool, bool, bool, bool),
+        (wp, smep, smap, pse, nxe, ac) in any::<(bool, bool, bool, bool, bool, bool)>(),
         cpl in prop::sample::select(vec![0u8, 1, 3]),
         intent in prop::sample::select(vec![Intent::Read, Intent::Write, Intent::Fetch]),
     ) {
@@ -692,7 +692,7 @@ proptest! {
     #[test]
     fn any_content_is_walked_without_harm(
         words in prop::collection::vec(any::<u64>(), 64),
-        (cr0, cr3, cr4, efer, linear): (u64, u64, u64, u64, u64),
+        (cr0, cr3, cr4, efer, linear) in any::<(u64, u64, u64, u64, u64)>(),
         bits in 0u32..70,
     ) {
         struct Noise(Vec<u64>);
