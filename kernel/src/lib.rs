@@ -9,4 +9,5 @@
 extern crate alloc;
 
 pub mod arch;
+pub mod decode;
 pub mod mem;
