@@ -91,7 +91,7 @@ impl Area {
                 .rev()
                 .find(free)
                 .ok_or(PagingError::OutOfAddresses)? as u64;
-            self.next = 0xffff_0000_0000_0000 | slot * SLOT;
+            self.next = 0xffff_0000_0000_0000 | (slot * SLOT);
             // The last page stays out, so that the end does not wrap where the slot is the topmost.
             self.end = self.next + (SLOT - PAGE_SIZE);
         }

@@ -90,3 +90,105 @@ pub fn frames() -> impl DerefMut<Target = KernelFrames> {
         .expect("the frame allocator is set up first")
         .lock()
 }
+
+#[cfg(test)]
+mod tests {
+    use bootloader_api::info::MemoryRegionKind;
+
+    use super::*;
+    use crate::mem::guest::{GuestMemory, GuestMemoryError, MachineMemory};
+    use crate::mem::nested::{Access, DomainTables, Ept, NestedTable};
+    use crate::mem::{Gpa, MemoryType, heap};
+
+    const MIB: usize = 1 << 20;
+    const SIZE: usize = 32 * MIB;
+
+    /// The one test of the global state: a piece of this process's memory serves as the machine's.
+    #[test]
+    fn the_machines_memory_from_map_to_guest() {
+        // Aligned to 2 MiB, so that "physical" and virtual alignment agree; full of what firmware leaves behind.
+        let memory = Box::leak(vec![0xa5u8; SIZE + 2 * MIB].into_boxed_slice());
+        let offset = (memory.as_mut_ptr() as u64).next_multiple_of(2 * MIB as u64);
+        let region = |start, end, kind| MemoryRegion { start, end, kind };
+        let regions = [
+            region(0x10_0000, SIZE as u64, MemoryRegionKind::Usable),
+            region(0x40_0000, 0x40_2000, MemoryRegionKind::Bootloader),
+            region(0, 0x9_f000, MemoryRegionKind::Usable),
+        ];
+        init(&regions, offset);
+        let usable = (SIZE as u64 - 0x10_0000) / PAGE_SIZE - 2 + 0x9e;
+        let records = frames().count(Kind::FrameRecords);
+        assert_eq!(
+            records,
+            (KernelFrames::storage_words(SIZE as u64) as u64 * 8).div_ceil(PAGE_SIZE)
+        );
+        assert_eq!(frames().free_frames(), usable - records);
+        assert_eq!(frames().state(Hpa::new(0x40_1000)), Some(State::Reserved));
+
+        heap::init(3 * MIB);
+        assert_eq!(
+            frames().count(Kind::KernelHeap),
+            1024,
+            "the budget in whole blocks"
+        );
+        assert_eq!((heap::used(), heap::free()), (0, 4 * MIB));
+
+        let owner = Owner::GuestRam { domain: 3 };
+        let page = frames().allocate(PageSize::Size4K, owner).unwrap();
+        let mut tables = DomainTables::new(3);
+        let mut table = NestedTable::<Ept>::new(&mut tables).unwrap();
+        let write_back = |_, _| Some(MemoryType::WriteBack);
+        let (gpa, rw) = (Gpa::new(0x5000), Access::READ | Access::WRITE);
+        table
+            .map(
+                &mut tables,
+                gpa,
+                page,
+                PAGE_SIZE,
+                rw,
+                &write_back,
+                PageSize::Size1G,
+            )
+            .unwrap();
+        assert_eq!(frames().count(Kind::NestedTable), 4);
+
+        // SAFETY: the table maps one page, to which there is no reference.
+        let machine = unsafe { MachineMemory::new() };
+        let guest = GuestMemory::new(&table, &tables, &machine);
+        assert_eq!(
+            guest.read::<[u8; 4096]>(gpa),
+            Ok([0; 4096]),
+            "what was there before is gone"
+        );
+        let bytes: [u8; 37] = core::array::from_fn(|i| i as u8 + 1);
+        for start in 0..9 {
+            let at = Gpa::new(0x5000 + start);
+            guest.write(at, &bytes).unwrap();
+            assert_eq!(guest.read::<[u8; 37]>(at), Ok(bytes));
+            assert_eq!(guest.read::<u8>(Gpa::new(at.get() + 37)), Ok(0));
+        }
+        guest.write(gpa, &7u64).unwrap();
+        assert_eq!(guest.compare_exchange(gpa, 6, 8), Ok(7));
+        assert_eq!(guest.compare_exchange(gpa, 7, 9), Ok(7));
+        assert_eq!(guest.read::<u64>(gpa), Ok(9));
+        let last = Gpa::new(0x5fff);
+        assert_eq!(
+            guest.read::<u16>(last),
+            Err(GuestMemoryError::NotMapped(Gpa::new(0x6000)))
+        );
+
+        table
+            .unmap(&mut tables, gpa, PAGE_SIZE)
+            .unwrap()
+            .flushed(&mut tables);
+        frames().free(page, PageSize::Size4K, owner).unwrap();
+        table.destroy(&mut tables);
+        assert_eq!(frames().free_frames(), usable - records - 1024);
+        // SAFETY: the page is free, and within the buffer above.
+        let word = unsafe { phys::read::<u64>(page) };
+        assert_eq!(word, 0, "zeroed when it was freed");
+        assert!(phys::checked_pointer(Hpa::new(u64::MAX), 2).is_none());
+        assert!(phys::checked_pointer(Hpa::new((1 << 32) - 1), 2).is_none());
+        assert!(phys::checked_pointer(Hpa::new((1 << 32) - 2), 2).is_some());
+    }
+}

@@ -330,7 +330,7 @@ impl Paging {
         }
         if large {
             // The address bits below the page's size, but for bit 12, which is PAT.
-            reserved |= (1 << mode.shift(level)) - 1 & !0x1fff;
+            reserved |= ((1 << mode.shift(level)) - 1) & !0x1fff;
         }
         reserved
     }
