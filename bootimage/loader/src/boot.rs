@@ -159,6 +159,10 @@ pub fn boot() -> Result<Infallible, BootError> {
     };
     let root = space::build(&kernel, &layout, &placement, &mut pages).map_err(BootError::Space)?;
 
+    // The code of the handover will be added to the list.
+    if pages.taken().len() >= RANGES_IN_USE {
+        return Err(BootError::Memory("the list of memory regions"));
+    }
     let handover = Handover {
         kernel: &kernel,
         kernel_file,

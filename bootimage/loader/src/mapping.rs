@@ -140,7 +140,10 @@ impl<'a, F: FrameSource> AddressSpace<'a, F> {
             .checked_add(len - 1)
             .ok_or(MapError::Address(address))?;
         let one_half = is_canonical(address) && is_canonical(last) && (address ^ last) >> 63 == 0;
-        if (address | physical) % PAGE != 0 || !one_half || physical_last > ADDRESS | (PAGE - 1) {
+        if !(address | physical).is_multiple_of(PAGE)
+            || !one_half
+            || physical_last > ADDRESS | (PAGE - 1)
+        {
             return Err(MapError::Address(address));
         }
         let mut done = 0;
