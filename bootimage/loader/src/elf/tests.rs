@@ -260,6 +260,10 @@ fn bad_relocations_are_refused() {
         OUTSIDE,
         "a table that reaches out of its segment"
     );
+    // The same, in a segment whose end is not in the file.
+    let len = 64 + 56 + 40;
+    file[len..len + 8].copy_from_slice(&0x1800u64.to_le_bytes());
+    assert_eq!(Kernel::parse(&file).unwrap_err(), OUTSIDE);
 }
 
 #[test]
