@@ -11,3 +11,4 @@ extern crate alloc;
 pub mod arch;
 pub mod decode;
 pub mod mem;
+pub mod rules;

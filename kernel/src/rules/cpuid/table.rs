@@ -1,0 +1,118 @@
+//! The leaves of a domain, computed once.
+
+use heapless::Vec;
+
+use super::leaves::{Source, patch};
+use super::{Features, GuestIdentity, Registers, VcpuView};
+use crate::rules::CpuVendor;
+
+/// Leaves and subleaves that are not zero; the most that [`Source`] can give are fewer.
+const CAPACITY: usize = 64;
+
+/// The deepest subleaf that the leaves of caches may have.
+const CACHES: u32 = 8;
+
+/// Leaf and subleaf, as one number to search by.
+const fn key(leaf: u32, subleaf: u32) -> u64 {
+    (leaf as u64) << 32 | subleaf as u64
+}
+
+/// CPUID of a domain: what is the same for all vCPUs is computed when the domain is made, the rest at each look.
+#[derive(Clone, Debug)]
+pub struct CpuidTable {
+    /// By key, ascending.
+    entries: Vec<(u64, Registers), CAPACITY>,
+    guest: GuestIdentity,
+    vendor: CpuVendor,
+    last_basic: u32,
+    last_extended: u32,
+    features: Features,
+}
+
+/// Whether the leaf has subleaves; all others ignore ECX.
+const fn has_subleaves(leaf: u32) -> bool {
+    matches!(leaf, 4 | 7 | 0xb | 0xd | 0x1f | 0x8000_001d)
+}
+
+impl CpuidTable {
+    /// The table of a domain on this host.
+    pub fn new(host: &dyn Fn(u32, u32) -> Registers, guest: &GuestIdentity) -> Self {
+        let source = Source::new(host, guest);
+        let mut entries = Vec::new();
+        let ranges = [
+            (0, source.last_basic),
+            (
+                plinth_abi::cpuid::LEAF_SIGNATURE,
+                plinth_abi::cpuid::LEAF_LAST,
+            ),
+            (0x8000_0000, source.last_extended),
+        ];
+        for (first, last) in ranges {
+            for leaf in first..=last {
+                let subleaves = match leaf {
+                    4 | 0x8000_001d => CACHES,
+                    7 => 2,
+                    0xd => 63,
+                    _ => 1,
+                };
+                for subleaf in 0..subleaves {
+                    let registers = source.leaf(leaf, subleaf);
+                    if registers != [0; 4] {
+                        // A host with more than fits loses the last leaves, which then read as zero.
+                        let _ = entries.push((key(leaf, subleaf), registers));
+                    }
+                }
+            }
+        }
+        let mut table = Self {
+            entries,
+            guest: *guest,
+            vendor: source.vendor,
+            last_basic: source.last_basic,
+            last_extended: source.last_extended,
+            features: Features::default(),
+        };
+        table.features = Features::new(&table);
+        table
+    }
+
+    /// What CPUID gives this vCPU.
+    pub fn get(&self, leaf: u32, subleaf: u32, vcpu: &VcpuView) -> Registers {
+        let Some(leaf) = self.in_range(leaf) else {
+            return [0; 4];
+        };
+        let registers = self.entry(leaf, subleaf);
+        patch(leaf, subleaf, registers, &self.guest, vcpu, &|component| {
+            self.entry(0xd, component)
+        })
+    }
+
+    /// What the guest has been told that decides other rules.
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// The domain's part of a leaf.
+    pub(super) fn entry(&self, leaf: u32, subleaf: u32) -> Registers {
+        let key = key(leaf, if has_subleaves(leaf) { subleaf } else { 0 });
+        match self.entries.binary_search_by_key(&key, |entry| entry.0) {
+            Ok(at) => self.entries.get(at).map_or([0; 4], |entry| entry.1),
+            Err(_) => [0; 4],
+        }
+    }
+
+    /// Whose rules the CPU follows.
+    pub(super) const fn vendor(&self) -> CpuVendor {
+        self.vendor
+    }
+
+    /// Whom the domain's CPUs are.
+    pub(super) const fn guest(&self) -> &GuestIdentity {
+        &self.guest
+    }
+
+    /// As `Source::in_range`.
+    fn in_range(&self, leaf: u32) -> Option<u32> {
+        super::leaves::in_range(leaf, self.last_basic, self.last_extended, self.vendor)
+    }
+}
