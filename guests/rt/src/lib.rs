@@ -31,12 +31,14 @@ pub mod gdt;
 pub mod hypercall;
 mod local;
 pub mod paging;
+pub mod scratch;
 pub mod snippet;
 mod start;
 pub mod suite;
 pub mod trap;
 
 pub use plinth_abi as abi;
+pub use scratch::Scratch;
 pub use snippet::Snippet;
 pub use start::ram_size;
 pub use suite::{Outcome, Why};

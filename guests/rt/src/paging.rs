@@ -98,8 +98,13 @@ pub fn entry(index: usize) -> u64 {
     read(PAGES.address() as u64, index)
 }
 
+/// Sets the window's page-table entry of page `index` and leaves the cached translation alone.
+pub fn replace_entry(index: usize, entry: u64) {
+    write(PAGES.address() as u64, index, entry);
+}
+
 /// Sets the window's page-table entry of page `index`.
 pub fn set_entry(index: usize, entry: u64) {
-    write(PAGES.address() as u64, index, entry);
+    replace_entry(index, entry);
     cpu::invlpg(WINDOW + (index as u64 & 511) * PAGE);
 }

@@ -54,6 +54,7 @@ struct UserStack([u8; USER_STACK]);
 static STACK: Local<UserStack> = Local::raw(UserStack([0; USER_STACK]));
 
 global_asm!(
+    ".globl plinth_snippet_call, plinth_snippet_user, plinth_snippet_return",
     // plinth_snippet_call(registers, address): loads the registers, calls, stores the registers.
     "plinth_snippet_call:",
     "push rbp",

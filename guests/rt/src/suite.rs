@@ -6,8 +6,8 @@
 use core::fmt::{self, Write};
 
 use crate::local::Local;
-use crate::trap::{self, Trap};
-use crate::{cpu, gdt, println};
+use crate::trap::{self, Gprs, Trap};
+use crate::{Snippet, cpu, gdt, println};
 
 /// Why a test failed, in up to 200 bytes of text.
 #[derive(Clone, Copy)]
@@ -89,6 +89,39 @@ macro_rules! suite {
     ($name:literal, [$($test:path),+ $(,)?]) => {
         $crate::suite::run($name, &[$((stringify!($test), $test as fn() -> $crate::Outcome)),+])
     };
+}
+
+/// What came of running a snippet that must fault: the exception must be `vector` with `error`, and RIP that of the first
+/// instruction.
+pub fn faulted(
+    snippet: &Snippet,
+    result: Result<Gprs, Trap>,
+    vector: u8,
+    error: u64,
+) -> Result<Trap, Why> {
+    let trap = trapped(result, vector)?;
+    check_eq!(trap.error, error, "error code");
+    check_eq!(trap.rip(), snippet.start(), "RIP");
+    Ok(trap)
+}
+
+/// What came of running a snippet that must end in the exception `vector`.
+pub fn trapped(result: Result<Gprs, Trap>, vector: u8) -> Result<Trap, Why> {
+    match result {
+        Ok(_) => Err(format_args!("no exception, expected vector {vector}").into()),
+        Err(trap) if trap.vector == vector => Ok(trap),
+        Err(trap) => Err(format_args!("{trap}, expected vector {vector}").into()),
+    }
+}
+
+/// Runs the snippet at CPL 0; it must fault at its first instruction.
+pub fn must_fault(snippet: &Snippet, registers: Gprs, vector: u8, error: u64) -> Outcome {
+    faulted(snippet, snippet.run(registers), vector, error).map(drop)
+}
+
+/// Runs the snippet at CPL 3; it must fault at its first instruction.
+pub fn must_fault_user(snippet: &Snippet, registers: Gprs, vector: u8, error: u64) -> Outcome {
+    faulted(snippet, snippet.run_user(registers), vector, error).map(drop)
 }
 
 static RUNNING: Local<bool> = Local::new(false);

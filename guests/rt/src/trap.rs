@@ -222,6 +222,7 @@ static HANDLER: Local<Option<Handler>> = Local::new(None);
 
 global_asm!(
     // One stub of 16 bytes a vector. Vectors 8, 10 to 14, 17, 21, 29 and 30 come with an error code.
+    ".globl plinth_trap_stubs, plinth_trap_catch",
     ".balign 16",
     "plinth_trap_stubs:",
     ".set vector, 0",
