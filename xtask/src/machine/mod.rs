@@ -297,7 +297,13 @@ impl Machine {
                 all.extend(String::from_utf8_lossy(&bytes).lines().map(str::to_owned));
             }
         }
-        all.retain(|line| !line.contains("TCG doesn't support requested feature"));
+        // What both emulators say at every start.
+        let boring = [
+            "TCG doesn't support requested feature",
+            "lt_dlhandle is",
+            "loaded plugin libbx_",
+        ];
+        all.retain(|line| boring.iter().all(|text| !line.contains(text)));
         all.split_off(all.len().saturating_sub(lines))
     }
 }

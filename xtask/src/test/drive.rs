@@ -67,11 +67,13 @@ pub fn run(
     step.done(&format!("{failures} FAILED, see {}", log.display()));
     if !matches!(ending, Ending::Status(_)) {
         eprintln!("the last lines of {name}:");
-        let shown = lines
-            .iter()
-            .skip(lines.len().saturating_sub(SHOWN))
-            .cloned();
-        for line in shown.chain(machine.messages(SHOWN)) {
+        for line in lines.iter().skip(lines.len().saturating_sub(SHOWN)) {
+            eprintln!("  | {line}");
+        }
+    }
+    if ending == Ending::Died {
+        eprintln!("the emulator's last messages:");
+        for line in machine.messages(SHOWN) {
             eprintln!("  | {line}");
         }
     }
