@@ -37,15 +37,15 @@ pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
         .into_iter()
         .chain(guests)
         .collect();
-    let checks: [(&str, Command); 6] = [
+    let checks: [(&str, Command); 5] = [
         ("rustfmt", format),
         (
             "clippy of the host's packages",
             clippy(&["--all-targets"], &HOST_PACKAGES),
         ),
         (
-            "clippy of the kernel's host tests",
-            clippy(&["--lib", "--tests"], &[KERNEL_PACKAGE]),
+            "clippy of the kernel's and the loader's host tests",
+            clippy(&["--lib", "--tests"], &[KERNEL_PACKAGE, LOADER_PACKAGE]),
         ),
         (
             "clippy of the kernel and the guests",
@@ -54,10 +54,6 @@ pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
         (
             "clippy of the loader",
             clippy(&["--release", "--target", LOADER], &[LOADER_PACKAGE]),
-        ),
-        (
-            "clippy of the guest runtime's host tests",
-            clippy(&["--lib", "--tests"], &["plinth-rt"]),
         ),
     ];
     let mut failed = Vec::new();

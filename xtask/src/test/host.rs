@@ -12,7 +12,7 @@ use crate::workspace::{Workspace, cargo};
 const PACKAGES: [(&str, Option<&str>); 5] = [
     ("plinth-abi", None),
     ("plinth-kernel", Some("kernel")),
-    ("plinth-rt", Some("guests/rt")),
+    ("plinth-loader", Some("bootimage/loader")),
     ("plinth-bootimage", None),
     ("xtask", None),
 ];
