@@ -8,6 +8,7 @@ pub mod event;
 pub mod exit;
 pub mod gprs;
 pub mod tag;
+pub mod vmx;
 
 pub use event::{Event, EventKind};
 pub use exit::Exit;
@@ -18,8 +19,8 @@ use core::fmt;
 use plinth_abi::{Segment, VcpuState};
 
 use crate::arch::msr::Msr;
-use crate::mem::nested::EntryFormat;
 use crate::mem::Hpa;
+use crate::mem::nested::EntryFormat;
 
 /// A vendor's extension: VMX with EPT, or SVM with nested paging.
 pub trait Vendor: Sized + 'static {
@@ -115,6 +116,13 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn set_cr4(&mut self, value: u64);
     /// Sets EFER to a legal value; LMA is the caller's affair.
     fn set_efer(&mut self, value: u64);
+    /// Loads the four top entries of PAE paging, which the caller has read from the guest's memory at CR3; before `set_cr0`,
+    /// `set_cr4` or after `set_state` wherever the new mode is PAE paging (CR0.PG and CR4.PAE without EFER.LMA). VMX takes
+    /// them from the VMCS at every entry (SDM 27.3.2.4); SVM reads them from memory itself, and nothing is to be done.
+    /// Refused where one has a reserved bit: #GP for the guest.
+    fn set_pdptes(&mut self, _entries: [u64; 4]) -> Result<(), BadState> {
+        Ok(())
+    }
     /// Reads an MSR that the hardware switches for the guest (FS_BASE, STAR, SYSENTER_*, PAT ...). `None`: not one of these.
     fn msr(&self, msr: Msr) -> Option<u64>;
     /// Writes such an MSR with a value that has been checked; false: not one of these.

@@ -1,0 +1,869 @@
+//! A vCPU: its VMCS, what the VMCS does not hold, and the accessors of the boundary.
+//!
+//! Most of a guest's registers live in the VMCS alone and are read when somebody asks. CR2, DR6 and the MSRs of
+//! [`SWITCHED`] live in the CPU while the vCPU is attached and in [`Inner`] while it is not.
+
+#![allow(
+    unsafe_code,
+    reason = "the VMCS is made current, and the guest entered, here"
+)]
+
+use alloc::alloc::{Layout, alloc};
+use alloc::boxed::Box;
+use core::fmt;
+
+use plinth_abi::{Segment, VcpuState};
+
+use super::control::FlushTypes;
+use super::enter::{EntryArea, enter, exited};
+use super::exits::has_instruction_length;
+use super::frame::Frame;
+use super::validate::{self, Limits, bits::*};
+use super::vmcs::{
+    self, ActivityState, Count, Cr0, Cr3, Cr4, DebugCtl, Dr7, Efer, EntryControls, EptPointer,
+    ErrorCode, ExceptionBitmap, ExitReason, InstructionBitmap, InstructionLength, Interruptibility,
+    InterruptionInfo, Limit, Linear, LinkPointer, PageFaultFilter, Pat, Pdpte, PendingDebug,
+    PinControls, PrimaryControls, Rflags, SecondaryControls, SegmentFields, Selector, SysenterCs,
+    TimerValue, TscOffset, Vpid,
+};
+use super::{SWITCHED, Vmx, VmxCpu, VmxDomain, dump, host, ops};
+use crate::arch::msr::{self, Msr};
+use crate::mem::Hpa;
+use crate::virt::event::vector;
+use crate::virt::tag::{Flush, Tag};
+use crate::virt::{BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
+
+/// CR0 bits that a guest changes without an exit. The others have consequences (PE, PG), or must stay as the CPU needs
+/// them (NE, ET), or would slow the host (CD, NW).
+const CR0_OWN: u64 = CR0_MP | CR0_EM | CR0_TS | CR0_WP | CR0_AM;
+
+/// CR4 bits that a guest changes without an exit: features that every CPU with EPT has, whose rules the CPU itself upholds.
+/// The others belong to features that CPUID may hide from the guest.
+const CR4_OWN: u64 = CR4_VME
+    | CR4_PVI
+    | CR4_TSD
+    | CR4_DE
+    | CR4_PSE
+    | CR4_PAE
+    | CR4_PGE
+    | CR4_PCE
+    | CR4_OSFXSR
+    | CR4_OSXMMEXCPT;
+
+/// #DB and #AC exit because a guest can make their delivery raise them again without end (CVE-2015-8104, CVE-2015-5307);
+/// #MC is the host's.
+const EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
+
+/// A vCPU on VMX.
+#[derive(Debug)]
+pub struct VmxVcpu(Box<Inner>);
+
+/// On the heap, because the VMCS holds the address of `area`.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct Inner {
+    area: EntryArea,
+    vmcs: Frame,
+    ept: EptPointer,
+    msr_bitmap: Hpa,
+    io_bitmaps: [Hpa; 2],
+    /// The CPU whose host state the VMCS holds; `None` before the VMCS was first written.
+    host: Option<u32>,
+    attached: bool,
+    tag: Tag,
+    vpid: Option<Vpid>,
+    flush: FlushTypes,
+    pin: PinControls,
+    primary: PrimaryControls,
+    timer_rate: Option<u32>,
+    limits: Limits,
+    cr0_required: u64,
+    cr4_required: u64,
+    /// An NMI waits until the guest can take one.
+    nmi_waits: bool,
+    /// The guest's [`SWITCHED`] MSRs, and how many this CPU has.
+    msrs: [u64; SWITCHED.len()],
+    switched: usize,
+    cr2: u64,
+    dr6: u64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.attached {
+            // SAFETY: it is attached to the calling CPU, by the boundary's contract. The frame must not go back while the
+            // CPU may still write to it.
+            if unsafe { ops::vmclear(self.vmcs.hpa()) }.is_err() {
+                log::error!("vmx: VMCLEAR of {} failed", self.vmcs.hpa());
+            }
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn virtual_nmis(&self) -> bool {
+        self.pin.contains(PinControls::VIRTUAL_NMIS)
+    }
+
+    /// Sets or clears a primary control; the VMCS is written only where that changes it.
+    pub(super) fn change_primary(&mut self, control: PrimaryControls, on: bool) {
+        if self.primary.contains(control) != on {
+            self.primary.set(control, on);
+            vmcs::PRIMARY_CONTROLS.write(self.primary);
+        }
+    }
+
+    /// Writes the VMCS for the first time.
+    fn set_up(&mut self, cpu: &VmxCpu) {
+        let controls = &cpu.controls;
+        self.pin = controls.pin;
+        self.primary = controls.primary;
+        self.timer_rate = controls.timer_rate;
+        self.flush = controls.flush;
+        self.limits = cpu.limits;
+        self.cr0_required = cpu.cr0_required;
+        self.cr4_required = cpu.cr4_required;
+        self.switched = cpu.switched;
+
+        vmcs::PIN_CONTROLS.write(controls.pin);
+        vmcs::PRIMARY_CONTROLS.write(controls.primary);
+        vmcs::SECONDARY_CONTROLS.write(controls.secondary);
+        vmcs::EXIT_CONTROLS.write(controls.exit);
+        vmcs::ENTRY_CONTROLS.write(controls.entry);
+        vmcs::EXCEPTION_BITMAP.write(ExceptionBitmap(EXCEPTIONS));
+        // Mask and match 0: bit 14 of the bitmap alone decides over #PF, and it is 0 (SDM 25.6.3).
+        vmcs::PAGE_FAULT_MASK.write(PageFaultFilter(0));
+        vmcs::PAGE_FAULT_MATCH.write(PageFaultFilter(0));
+        vmcs::CR3_TARGET_COUNT.write(Count(0));
+        vmcs::EXIT_MSR_STORE_COUNT.write(Count(0));
+        vmcs::EXIT_MSR_LOAD_COUNT.write(Count(0));
+        vmcs::ENTRY_MSR_LOAD_COUNT.write(Count(0));
+        vmcs::ENTRY_INTERRUPTION_INFO.write(InterruptionInfo::new());
+        let [io_a, io_b] = self.io_bitmaps;
+        vmcs::IO_BITMAP_A.write(io_a);
+        vmcs::IO_BITMAP_B.write(io_b);
+        vmcs::MSR_BITMAP.write(self.msr_bitmap);
+        vmcs::EPT_POINTER.write(self.ept);
+        vmcs::TSC_OFFSET.write(TscOffset(0));
+        vmcs::CR0_MASK.write(Cr0(!CR0_OWN));
+        vmcs::CR4_MASK.write(Cr4(!CR4_OWN));
+        if controls
+            .secondary
+            .contains(SecondaryControls::ENCLS_EXITING)
+        {
+            vmcs::ENCLS_BITMAP.write(InstructionBitmap(u64::MAX));
+        }
+        if controls
+            .secondary
+            .contains(SecondaryControls::ENCLV_EXITING)
+        {
+            vmcs::ENCLV_BITMAP.write(InstructionBitmap(u64::MAX));
+        }
+        if self.timer_rate.is_some() {
+            vmcs::PREEMPTION_TIMER.write(TimerValue(u32::MAX));
+        }
+
+        vmcs::VMCS_LINK_POINTER.write(LinkPointer::NONE);
+        vmcs::GUEST_DEBUGCTL.write(DebugCtl(0));
+        vmcs::GUEST_ACTIVITY.write(ActivityState::ACTIVE);
+        for field in [
+            vmcs::GUEST_PDPTE0,
+            vmcs::GUEST_PDPTE1,
+            vmcs::GUEST_PDPTE2,
+            vmcs::GUEST_PDPTE3,
+        ] {
+            field.write(Pdpte(0));
+        }
+        self.write_state(&VcpuState::RESET);
+
+        vmcs::HOST_RSP.write(Linear(self.area.stack_top()));
+        let exited: unsafe extern "C" fn() = exited;
+        vmcs::HOST_RIP.write(Linear(exited as usize as u64));
+    }
+
+    /// Forgets the linear translations that the guest's own change of its paging mode made stale. Without VPIDs every
+    /// entry does.
+    fn flush_own(&self) {
+        if let Some(vpid) = self.vpid {
+            ops::flush_vpid(self.flush, vpid);
+        }
+    }
+
+    fn write_cr0(&self, value: u64) {
+        vmcs::CR0_SHADOW.write(Cr0(value));
+        vmcs::GUEST_CR0.write(Cr0((value | self.cr0_required) & !(CR0_CD | CR0_NW)));
+    }
+
+    fn write_cr4(&self, value: u64) {
+        vmcs::CR4_SHADOW.write(Cr4(value));
+        vmcs::GUEST_CR4.write(Cr4(value | self.cr4_required));
+    }
+
+    fn write_efer(&self, value: u64) {
+        vmcs::GUEST_EFER.write(Efer(value));
+        let mut entry = vmcs::ENTRY_CONTROLS.read();
+        entry.set(EntryControls::IA32E_MODE_GUEST, value & EFER_LMA != 0);
+        vmcs::ENTRY_CONTROLS.write(entry);
+    }
+
+    /// Writes the whole state, already checked.
+    fn write_state(&mut self, state: &VcpuState) {
+        self.area.gprs = Gprs {
+            rax: state.rax,
+            rcx: state.rcx,
+            rdx: state.rdx,
+            rbx: state.rbx,
+            unused_rsp: 0,
+            rbp: state.rbp,
+            rsi: state.rsi,
+            rdi: state.rdi,
+            r8: state.r8,
+            r9: state.r9,
+            r10: state.r10,
+            r11: state.r11,
+            r12: state.r12,
+            r13: state.r13,
+            r14: state.r14,
+            r15: state.r15,
+        };
+        vmcs::GUEST_RSP.write(Linear(state.rsp));
+        vmcs::GUEST_RIP.write(Linear(state.rip));
+        vmcs::GUEST_RFLAGS.write(Rflags(state.rflags));
+        for (fields, segment) in [
+            (vmcs::ES, &state.es),
+            (vmcs::CS, &state.cs),
+            (vmcs::SS, &state.ss),
+            (vmcs::DS, &state.ds),
+            (vmcs::FS, &state.fs),
+            (vmcs::GS, &state.gs),
+            (vmcs::LDTR, &state.ldtr),
+            (vmcs::TR, &state.tr),
+        ] {
+            write_segment(fields, segment);
+        }
+        vmcs::GUEST_GDTR_BASE.write(Linear(state.gdtr.base));
+        vmcs::GUEST_GDTR_LIMIT.write(Limit(state.gdtr.limit));
+        vmcs::GUEST_IDTR_BASE.write(Linear(state.idtr.base));
+        vmcs::GUEST_IDTR_LIMIT.write(Limit(state.idtr.limit));
+        self.write_cr0(state.cr0);
+        vmcs::GUEST_CR3.write(Cr3(state.cr3));
+        self.write_cr4(state.cr4);
+        self.write_efer(state.efer);
+        vmcs::GUEST_DR7.write(Dr7(state.dr7));
+        vmcs::GUEST_PAT.write(Pat(state.pat));
+        vmcs::GUEST_SYSENTER_CS.write(SysenterCs(state.sysenter_cs as u32));
+        vmcs::GUEST_SYSENTER_ESP.write(Linear(state.sysenter_esp));
+        vmcs::GUEST_SYSENTER_EIP.write(Linear(state.sysenter_eip));
+        self.cr2 = state.cr2;
+        self.dr6 = state.dr6;
+        self.msrs = [
+            state.star,
+            state.lstar,
+            state.cstar,
+            state.sfmask,
+            state.kernel_gs_base,
+            state.tsc_aux,
+        ];
+        // A new state has nothing under way.
+        vmcs::GUEST_INTERRUPTIBILITY.write(Interruptibility::empty());
+        vmcs::GUEST_PENDING_DEBUG.write(PendingDebug(0));
+        vmcs::ENTRY_INTERRUPTION_INFO.write(InterruptionInfo::new());
+        self.nmi_waits = false;
+    }
+
+    /// Puts what lives in the CPU while attached there.
+    fn load(&self, loaded: &mut [u64; SWITCHED.len()]) {
+        for ((&wanted, loaded), &msr) in self
+            .msrs
+            .iter()
+            .zip(loaded)
+            .zip(&SWITCHED)
+            .take(self.switched)
+        {
+            if wanted != *loaded {
+                // SAFETY: the kernel uses none of these; values are checked before they get here.
+                if unsafe { msr::try_write(msr, wanted) } {
+                    *loaded = wanted;
+                }
+            }
+        }
+        host::set_cr2(self.cr2);
+        host::set_dr6(self.dr6);
+    }
+
+    /// The whole state; attached.
+    fn read_state(&self) -> VcpuState {
+        let gprs = &self.area.gprs;
+        let table = |base: Linear, limit: Limit| Segment {
+            selector: 0,
+            attributes: 0,
+            limit: limit.0,
+            base: base.0,
+        };
+        let msr = |msr| switched_msr(msr).unwrap_or(0);
+        VcpuState {
+            rax: gprs.rax,
+            rcx: gprs.rcx,
+            rdx: gprs.rdx,
+            rbx: gprs.rbx,
+            rsp: vmcs::GUEST_RSP.read().0,
+            rbp: gprs.rbp,
+            rsi: gprs.rsi,
+            rdi: gprs.rdi,
+            r8: gprs.r8,
+            r9: gprs.r9,
+            r10: gprs.r10,
+            r11: gprs.r11,
+            r12: gprs.r12,
+            r13: gprs.r13,
+            r14: gprs.r14,
+            r15: gprs.r15,
+            rip: vmcs::GUEST_RIP.read().0,
+            rflags: vmcs::GUEST_RFLAGS.read().0,
+            es: read_segment(vmcs::ES),
+            cs: read_segment(vmcs::CS),
+            ss: read_segment(vmcs::SS),
+            ds: read_segment(vmcs::DS),
+            fs: read_segment(vmcs::FS),
+            gs: read_segment(vmcs::GS),
+            ldtr: read_segment(vmcs::LDTR),
+            tr: read_segment(vmcs::TR),
+            gdtr: table(vmcs::GUEST_GDTR_BASE.read(), vmcs::GUEST_GDTR_LIMIT.read()),
+            idtr: table(vmcs::GUEST_IDTR_BASE.read(), vmcs::GUEST_IDTR_LIMIT.read()),
+            cr0: read_cr0(),
+            cr2: host::cr2(),
+            cr3: vmcs::GUEST_CR3.read().0,
+            cr4: read_cr4(),
+            xcr0: 0,
+            dr: [0; 4],
+            dr6: host::dr6(),
+            dr7: vmcs::GUEST_DR7.read().0,
+            efer: vmcs::GUEST_EFER.read().0,
+            pat: vmcs::GUEST_PAT.read().0,
+            star: msr(Msr::IA32_STAR),
+            lstar: msr(Msr::IA32_LSTAR),
+            cstar: msr(Msr::IA32_CSTAR),
+            sfmask: msr(Msr::IA32_FMASK),
+            kernel_gs_base: msr(Msr::IA32_KERNEL_GS_BASE),
+            sysenter_cs: u64::from(vmcs::GUEST_SYSENTER_CS.read().0),
+            sysenter_esp: vmcs::GUEST_SYSENTER_ESP.read().0,
+            sysenter_eip: vmcs::GUEST_SYSENTER_EIP.read().0,
+            tsc_aux: msr(Msr::IA32_TSC_AUX),
+        }
+    }
+
+    /// Finds the rule of SDM 27.3.1 that the present state breaks.
+    pub(super) fn check(&self) -> Result<(), BadState> {
+        let state = self.read_state();
+        validate::check(&state, &self.limits)?;
+        validate::check_interruptibility(
+            vmcs::GUEST_INTERRUPTIBILITY.read(),
+            state.rflags,
+            vmcs::GUEST_PENDING_DEBUG.read().0,
+        )?;
+        if validate::is_pae_paging(state.cr0, state.cr4, state.efer) {
+            let pdptes = [
+                vmcs::GUEST_PDPTE0,
+                vmcs::GUEST_PDPTE1,
+                vmcs::GUEST_PDPTE2,
+                vmcs::GUEST_PDPTE3,
+            ];
+            validate::check_pdptes(
+                &pdptes.map(|field| field.read().0),
+                self.limits.physical_bits,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Injects the NMI that waits, or goes on waiting.
+    pub(super) fn inject_waiting_nmi(&mut self) {
+        if !self.nmi_waits {
+            return;
+        }
+        let blocked = vmcs::GUEST_INTERRUPTIBILITY
+            .read()
+            .intersects(Interruptibility::BLOCKING_BY_NMI | Interruptibility::SHADOW);
+        if blocked || vmcs::ENTRY_INTERRUPTION_INFO.read().valid() {
+            if self.virtual_nmis() {
+                self.change_primary(PrimaryControls::NMI_WINDOW_EXITING, true);
+            }
+            return;
+        }
+        self.nmi_waits = false;
+        write_event(Event::NMI);
+    }
+}
+
+fn write_segment(fields: SegmentFields, segment: &Segment) {
+    fields.selector.write(Selector(segment.selector));
+    fields.limit.write(Limit(segment.limit));
+    fields.rights.write(validate::rights(segment));
+    fields.base.write(Linear(segment.base));
+}
+
+fn read_segment(fields: SegmentFields) -> Segment {
+    Segment {
+        selector: fields.selector.read().0,
+        attributes: validate::attributes(fields.rights.read()),
+        limit: fields.limit.read().0,
+        base: fields.base.read().0,
+    }
+}
+
+fn read_cr0() -> u64 {
+    vmcs::CR0_SHADOW.read().0 & !CR0_OWN | vmcs::GUEST_CR0.read().0 & CR0_OWN
+}
+
+fn read_cr4() -> u64 {
+    vmcs::CR4_SHADOW.read().0 & !CR4_OWN | vmcs::GUEST_CR4.read().0 & CR4_OWN
+}
+
+/// One of [`SWITCHED`] while attached: the CPU holds it. TSC_AUX may not be there.
+fn switched_msr(msr: Msr) -> Option<u64> {
+    if SWITCHED.contains(&msr) {
+        msr::try_read(msr)
+    } else {
+        None
+    }
+}
+
+/// Writes an event for the next entry. Outside protected mode no exception pushes an error code, and in it those that do
+/// must have one (SDM 27.2.1.3).
+fn write_event(event: Event) {
+    let error_code = match event.kind {
+        EventKind::Exception if vmcs::GUEST_CR0.read().0 & CR0_PE != 0 => {
+            event.error_code.or(match event.vector {
+                vector::DF | vector::TS..=vector::PF | vector::AC => Some(0),
+                _ => None,
+            })
+        }
+        _ => None,
+    };
+    if let Some(code) = error_code {
+        vmcs::ENTRY_ERROR_CODE.write(ErrorCode(code));
+    }
+    if event.instruction_length != 0 {
+        vmcs::ENTRY_INSTRUCTION_LENGTH.write(InstructionLength(event.instruction_length.into()));
+    }
+    vmcs::ENTRY_INTERRUPTION_INFO.write(
+        InterruptionInfo::new()
+            .with_vector(event.vector)
+            .with_kind(event.kind as u8)
+            .with_has_error_code(error_code.is_some())
+            .with_valid(true),
+    );
+}
+
+impl Vcpu<Vmx> for VmxVcpu {
+    fn new(domain: &VmxDomain, nested_root: Hpa) -> Result<Self, OutOfMemory> {
+        let vmcs = Frame::new()?;
+        // `Box::new` would end the kernel where the heap is exhausted.
+        let layout = Layout::new::<Inner>();
+        // SAFETY: the layout is not empty.
+        let place = unsafe { alloc(layout) }.cast::<Inner>();
+        if place.is_null() {
+            return Err(OutOfMemory);
+        }
+        let inner = Inner {
+            area: EntryArea::default(),
+            vmcs,
+            // Write-back tables of four levels, no accessed and dirty flags (SDM table 25-9).
+            ept: EptPointer(nested_root.get() | 3 << 3 | 6),
+            msr_bitmap: domain.msr_bitmap(),
+            io_bitmaps: domain.io_bitmaps(),
+            host: None,
+            attached: false,
+            tag: Tag::NONE,
+            vpid: None,
+            flush: FlushTypes {
+                ept_single: false,
+                ept_all: false,
+                vpid_single: false,
+                vpid_all: false,
+            },
+            pin: PinControls::empty(),
+            primary: PrimaryControls::empty(),
+            timer_rate: None,
+            limits: Limits {
+                cr0_allowed: 0,
+                cr4_allowed: 0,
+                efer_allowed: 0,
+                physical_bits: 0,
+            },
+            cr0_required: 0,
+            cr4_required: 0,
+            nmi_waits: false,
+            msrs: [0; SWITCHED.len()],
+            switched: 0,
+            cr2: 0,
+            dr6: 0,
+        };
+        // SAFETY: the place was allocated with this layout by the global allocator and is written before it is used.
+        unsafe {
+            place.write(inner);
+            Ok(Self(Box::from_raw(place)))
+        }
+    }
+
+    fn attach(&mut self, cpu: &mut VmxCpu) {
+        let inner = &mut *self.0;
+        let region = inner.vmcs.hpa();
+        if inner.host.is_none() {
+            inner.vmcs.set_revision(cpu.controls.revision);
+            // SAFETY: VMX is on while there is a `VmxCpu`; the VMCS was never active.
+            if unsafe { ops::vmclear(region) }.is_err() {
+                log::error!("vmx: VMCLEAR of {region} failed");
+            }
+        }
+        // SAFETY: as above; a vCPU is attached to one CPU at a time, and detaching clears its VMCS.
+        if unsafe { ops::vmptrld(region) }.is_err() {
+            // The entry will fail and say so.
+            log::error!("vmx: VMPTRLD of {region} failed");
+        }
+        inner.attached = true;
+        inner.area.launched = 0;
+        if inner.host.is_none() {
+            inner.set_up(cpu);
+        }
+        if inner.host != Some(cpu.id) {
+            cpu.host.write();
+            inner.host = Some(cpu.id);
+        }
+        host::HostState::write_control_registers();
+
+        let before = inner.tag;
+        let mut everything = cpu.tags.validate(&mut inner.tag) == Flush::All;
+        if inner.tag != before {
+            let vpid = Vpid(inner.tag.value as u16);
+            if cpu.controls.has_vpid() {
+                vmcs::VPID.write(vpid);
+                inner.vpid = Some(vpid);
+            }
+            // Where a flush cannot reach every context at once, a new tag is what asks for it.
+            everything |= !(cpu.controls.flush.ept_all
+                && (cpu.controls.flush.vpid_all || !cpu.controls.has_vpid()));
+        }
+        cpu.current = Some((inner.ept, Vpid(inner.tag.value as u16)));
+        if everything {
+            ops::flush_everything(cpu.controls.flush, cpu.controls.has_vpid(), cpu.current);
+        }
+        inner.load(&mut cpu.loaded);
+    }
+
+    fn detach(&mut self, cpu: &mut VmxCpu) {
+        let inner = &mut *self.0;
+        for ((saved, loaded), &msr) in inner
+            .msrs
+            .iter_mut()
+            .zip(&mut cpu.loaded)
+            .zip(&SWITCHED)
+            .take(inner.switched)
+        {
+            *loaded = msr::read(msr);
+            *saved = *loaded;
+        }
+        inner.cr2 = host::cr2();
+        inner.dr6 = host::dr6();
+        // SAFETY: the vCPU is attached to the calling CPU, which is in VMX operation.
+        if unsafe { ops::vmclear(inner.vmcs.hpa()) }.is_err() {
+            log::error!("vmx: VMCLEAR of {} failed", inner.vmcs.hpa());
+        }
+        inner.attached = false;
+        cpu.current = None;
+    }
+
+    #[inline(always)]
+    fn run(&mut self, _cpu: &mut VmxCpu) -> Exit {
+        let inner = &mut *self.0;
+        debug_assert!(inner.attached);
+        // SAFETY: the vCPU is attached to this CPU, by the boundary's contract: its VMCS is current, set up for `area`, which
+        // is on the heap and does not move, and holds this CPU's host state. The nested tables and bitmaps are the domain's.
+        let reason = unsafe { enter(&raw mut inner.area) };
+        if reason == ExitReason::VMCALL {
+            return Exit::Hypercall;
+        }
+        let exit = inner.decode(reason);
+        if inner.nmi_waits {
+            inner.inject_waiting_nmi();
+        }
+        exit
+    }
+
+    fn set_deadline(&mut self, _cpu: &mut VmxCpu, tsc: u64) {
+        if let Some(rate) = self.0.timer_rate {
+            vmcs::PREEMPTION_TIMER.write(timer_value(tsc, ops::tsc(), rate));
+        }
+    }
+
+    #[inline(always)]
+    fn gprs(&self) -> &Gprs {
+        &self.0.area.gprs
+    }
+
+    #[inline(always)]
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.0.area.gprs
+    }
+
+    #[inline(always)]
+    fn rip(&self) -> u64 {
+        vmcs::GUEST_RIP.read().0
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        vmcs::GUEST_RIP.write(Linear(rip));
+    }
+
+    fn rsp(&self) -> u64 {
+        vmcs::GUEST_RSP.read().0
+    }
+
+    fn set_rsp(&mut self, rsp: u64) {
+        vmcs::GUEST_RSP.write(Linear(rsp));
+    }
+
+    fn rflags(&self) -> u64 {
+        vmcs::GUEST_RFLAGS.read().0
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        vmcs::GUEST_RFLAGS.write(Rflags(rflags | 2));
+    }
+
+    #[inline(always)]
+    fn cpl(&self) -> u8 {
+        // SS.DPL is the CPL in every mode (SDM 25.4.1).
+        (vmcs::GUEST_SS_RIGHTS.read().0 >> 5 & 3) as u8
+    }
+
+    fn segment(&self, which: SegmentName) -> Segment {
+        read_segment(match which {
+            SegmentName::Es => vmcs::ES,
+            SegmentName::Cs => vmcs::CS,
+            SegmentName::Ss => vmcs::SS,
+            SegmentName::Ds => vmcs::DS,
+            SegmentName::Fs => vmcs::FS,
+            SegmentName::Gs => vmcs::GS,
+            SegmentName::Ldtr => vmcs::LDTR,
+            SegmentName::Tr => vmcs::TR,
+        })
+    }
+
+    fn cr0(&self) -> u64 {
+        read_cr0()
+    }
+
+    fn cr3(&self) -> u64 {
+        vmcs::GUEST_CR3.read().0
+    }
+
+    fn cr4(&self) -> u64 {
+        read_cr4()
+    }
+
+    fn efer(&self) -> u64 {
+        vmcs::GUEST_EFER.read().0
+    }
+
+    fn set_cr2(&mut self, value: u64) {
+        host::set_cr2(value);
+    }
+
+    fn set_cr0(&mut self, value: u64) {
+        let efer = self.efer();
+        let long = value & CR0_PG != 0 && efer & EFER_LME != 0;
+        let after = if long {
+            efer | EFER_LMA
+        } else {
+            efer & !EFER_LMA
+        };
+        if after != efer {
+            self.0.write_efer(after);
+        }
+        let before = read_cr0();
+        self.0.write_cr0(value);
+        if (before ^ value) & (CR0_PG | CR0_PE | CR0_WP) != 0 {
+            self.0.flush_own();
+        }
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        let before = read_cr4();
+        self.0.write_cr4(value);
+        if before != value {
+            self.0.flush_own();
+        }
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        let before = self.efer();
+        self.0.write_efer(value);
+        if (before ^ value) & EFER_NXE != 0 {
+            self.0.flush_own();
+        }
+    }
+
+    fn set_pdptes(&mut self, entries: [u64; 4]) -> Result<(), BadState> {
+        validate::check_pdptes(&entries, self.0.limits.physical_bits)?;
+        let fields = [
+            vmcs::GUEST_PDPTE0,
+            vmcs::GUEST_PDPTE1,
+            vmcs::GUEST_PDPTE2,
+            vmcs::GUEST_PDPTE3,
+        ];
+        for (field, entry) in fields.into_iter().zip(entries) {
+            field.write(Pdpte(entry));
+        }
+        Ok(())
+    }
+
+    fn msr(&self, msr: Msr) -> Option<u64> {
+        Some(match msr {
+            Msr::IA32_FS_BASE => vmcs::GUEST_FS_BASE.read().0,
+            Msr::IA32_GS_BASE => vmcs::GUEST_GS_BASE.read().0,
+            Msr::IA32_SYSENTER_CS => u64::from(vmcs::GUEST_SYSENTER_CS.read().0),
+            Msr::IA32_SYSENTER_ESP => vmcs::GUEST_SYSENTER_ESP.read().0,
+            Msr::IA32_SYSENTER_EIP => vmcs::GUEST_SYSENTER_EIP.read().0,
+            Msr::IA32_PAT => vmcs::GUEST_PAT.read().0,
+            _ => return switched_msr(msr),
+        })
+    }
+
+    fn set_msr(&mut self, msr: Msr, value: u64) -> bool {
+        match msr {
+            Msr::IA32_FS_BASE => vmcs::GUEST_FS_BASE.write(Linear(value)),
+            Msr::IA32_GS_BASE => vmcs::GUEST_GS_BASE.write(Linear(value)),
+            Msr::IA32_SYSENTER_CS => vmcs::GUEST_SYSENTER_CS.write(SysenterCs(value as u32)),
+            Msr::IA32_SYSENTER_ESP => vmcs::GUEST_SYSENTER_ESP.write(Linear(value)),
+            Msr::IA32_SYSENTER_EIP => vmcs::GUEST_SYSENTER_EIP.write(Linear(value)),
+            Msr::IA32_PAT => vmcs::GUEST_PAT.write(Pat(value)),
+            // SAFETY: the kernel uses none of these.
+            _ => return SWITCHED.contains(&msr) && unsafe { msr::try_write(msr, value) },
+        }
+        true
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        vmcs::TSC_OFFSET.write(TscOffset(offset));
+    }
+
+    fn instruction_length(&self) -> Option<u8> {
+        has_instruction_length(vmcs::EXIT_REASON.read())
+            .then(|| vmcs::EXIT_INSTRUCTION_LENGTH.read().0 as u8)
+    }
+
+    #[inline(always)]
+    fn skip(&mut self, length: u8) {
+        let rip = vmcs::GUEST_RIP.read().0;
+        let mut next = rip.wrapping_add(length.into());
+        if (next ^ rip) >> 32 != 0 && !is_64_bit_mode() {
+            next &= 0xffff_ffff;
+        }
+        vmcs::GUEST_RIP.write(Linear(next));
+        let blocking = vmcs::GUEST_INTERRUPTIBILITY.read();
+        if blocking.intersects(Interruptibility::SHADOW) {
+            vmcs::GUEST_INTERRUPTIBILITY.write(blocking - Interruptibility::SHADOW);
+        }
+        if vmcs::GUEST_RFLAGS.read().0 & RFLAGS_TF != 0 {
+            let pending = vmcs::GUEST_PENDING_DEBUG.read();
+            vmcs::GUEST_PENDING_DEBUG.write(PendingDebug(pending.0 | PendingDebug::BS));
+        }
+    }
+
+    fn inject(&mut self, event: Event) -> bool {
+        if event.kind == EventKind::Nmi {
+            self.0.nmi_waits = true;
+            self.0.inject_waiting_nmi();
+            return true;
+        }
+        let pending = vmcs::ENTRY_INTERRUPTION_INFO.read();
+        let combined = if pending.valid() {
+            super::exits::event(
+                pending,
+                vmcs::ENTRY_ERROR_CODE.read().0,
+                vmcs::ENTRY_INSTRUCTION_LENGTH.read().0,
+            )
+            .combine(event)
+        } else {
+            Some(event)
+        };
+        match combined {
+            Some(event) => write_event(event),
+            None => return false,
+        }
+        true
+    }
+
+    fn accepts_interrupt(&self) -> bool {
+        vmcs::GUEST_RFLAGS.read().0 & RFLAGS_IF != 0
+            && !vmcs::GUEST_INTERRUPTIBILITY
+                .read()
+                .intersects(Interruptibility::SHADOW)
+            && !vmcs::ENTRY_INTERRUPTION_INFO.read().valid()
+    }
+
+    fn request_interrupt_window(&mut self) {
+        self.0
+            .change_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING, true);
+    }
+
+    fn state(&self) -> VcpuState {
+        self.0.read_state()
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), BadState> {
+        let inner = &mut *self.0;
+        validate::check(state, &inner.limits)?;
+        inner.write_state(state);
+        // Compared with what the CPU holds, not with a note of it: the guest may have written these since.
+        let mut loaded = SWITCHED.map(|msr| msr::try_read(msr).unwrap_or(0));
+        inner.load(&mut loaded);
+        inner.flush_own();
+        Ok(())
+    }
+
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        dump::dump(out)
+    }
+}
+
+fn is_64_bit_mode() -> bool {
+    const LONG: u32 = 1 << 13;
+    vmcs::GUEST_EFER.read().0 & EFER_LMA != 0 && vmcs::GUEST_CS_RIGHTS.read().0 & LONG != 0
+}
+
+/// Timer units from `now` to `deadline`: rounded down, so that the exit is not late. The timer is 32 bits wide; a longer
+/// slice ends early.
+fn timer_value(deadline: u64, now: u64, rate: u32) -> TimerValue {
+    TimerValue(u32::try_from(deadline.saturating_sub(now) >> rate).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_counted_in_timer_units() {
+        assert_eq!(timer_value(1000, 0, 0), TimerValue(1000));
+        assert_eq!(timer_value(1063, 1000, 5), TimerValue(1));
+        assert_eq!(
+            timer_value(1000, 1001, 5),
+            TimerValue(0),
+            "a deadline that has passed exits at once"
+        );
+        assert_eq!(timer_value(u64::MAX, 0, 5), TimerValue(u32::MAX));
+    }
+
+    #[test]
+    fn a_guest_does_not_own_what_the_cpu_needs() {
+        assert_eq!(
+            CR0_OWN & (CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_CD | CR0_NW),
+            0
+        );
+        assert_eq!(
+            CR4_OWN & (CR4_VMXE | CR4_MCE | CR4_LA57 | CR4_PCIDE | CR4_CET),
+            0
+        );
+    }
+}
