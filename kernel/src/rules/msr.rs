@@ -700,6 +700,14 @@ mod tests {
         assert_eq!(machine.write(n::APIC_BASE, 0xfee0_0901), Err(GP));
     }
 
+    #[test]
+    fn no_write_makes_a_bootstrap_processor() {
+        let mut machine = Machine::new(INTEL);
+        machine.0 = MsrState::new(false);
+        assert_eq!(machine.write(n::APIC_BASE, 0xfee0_0900), Ok(()));
+        assert_eq!(machine.read(n::APIC_BASE), Ok(0xfee0_0800));
+    }
+
     proptest! {
         /// Where a write fails nothing has changed; where it does not, the MSR can be read.
         #[test]

@@ -43,7 +43,7 @@ fn host(vendor: CpuVendor, leaf: u32, subleaf: u32) -> Registers {
         (0xd, 0) => [0x602ff, 0xffff, 0xffff, 0],
         (0xd, 1) => [0x1f, 0xffff, 0x1fff, 0],
         (0xd, 2) => [256, 576, 0, 0],
-        (0xd, 5) => [64, 1088, 0, 0],
+        (0xd, 5) => [40, 1088, 0, 0],
         (0xd, 6) => [512, 1152, 0, 0],
         (0xd, 7) => [1024, 1664, 2, 0],
         (0xd, 9) => [8, 2688, 0, 0],
@@ -254,10 +254,31 @@ fn the_size_of_the_xsave_area_follows_xcr0() {
     assert_eq!(size(0, 7)[1], 832);
     assert_eq!(size(0, 0x207)[1], 2696, "at its fixed offset");
     assert_eq!(size(1, 0x207), [7, 840, 0, 0], "compact; no XSAVES");
-    assert_eq!(size(1, 0xe7)[1], 832 + 64 + 512 + 1024, "already aligned");
+    assert_eq!(
+        size(1, 0xe7)[1],
+        1408 + 1024,
+        "832 + 40 + 512, aligned to 64 for the last"
+    );
     assert_eq!(size(2, 1), [256, 576, 0, 0]);
     assert_eq!(size(3, 1), [0; 4]);
     assert_eq!(size(17, 1), [0; 4]);
+}
+
+#[test]
+fn a_part_of_avx_512_is_none() {
+    for (supported, shown) in [(0x67, 7), (0xe3, 3), (0xe7, 0xe7), (5, 0)] {
+        let guest = GuestIdentity {
+            xcr0_supported: supported,
+            ..GUEST
+        };
+        let table = table(CpuVendor::Intel, &guest);
+        assert_eq!(table.features().xcr0, shown, "{supported:#x}");
+        assert_eq!(
+            has(table.get(7, 0, &VCPU)[1], 16),
+            shown == 0xe7,
+            "AVX512F with {supported:#x}"
+        );
+    }
 }
 
 #[test]
