@@ -114,13 +114,13 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
             "display: connect a VNC viewer to 127.0.0.1, port 5900 or the next that Bochs found free"
         );
     }
+    let mut machine = Machine::start(site, &equipment, &tools)?;
     if let Some(port) = gdb {
         eprintln!(
             "gdb: the machine waits for: gdb {} -ex 'target remote :{port}'",
             build.kernel.display()
         );
     }
-    let mut machine = Machine::start(site, &equipment, &tools)?;
     let mut console = Console::open().context("cannot set the terminal's mode")?;
     if console.is_interactive() {
         eprintln!("Ctrl-A X ends the machine");

@@ -89,7 +89,7 @@ fn watch(
 ) -> (Vec<String>, Ending) {
     let start = Instant::now();
     let (mut lines, mut all, mut count) = (Lines::default(), Vec::new(), 0_usize);
-    let mut last_word: Option<(u32, Instant)> = None;
+    let (mut last_word, mut off): (Option<(u32, Instant)>, _) = (None, false);
     loop {
         match machine.next(Duration::from_millis(100)) {
             Event::Output(bytes) => {
@@ -105,7 +105,10 @@ fn watch(
                 }
             }
             Event::Idle => {}
-            Event::Ended => break,
+            Event::Ended => {
+                off = true;
+                break;
+            }
         }
         let hangs = start.elapsed() > limit || count > MOST_OUTPUT;
         if hangs || last_word.is_some_and(|(_, when)| when.elapsed() > GRACE) {
@@ -120,7 +123,7 @@ fn watch(
     let _ = log.flush();
     let ending = match last_word {
         Some((status, _)) => Ending::Status(status),
-        None if machine.exit_status().is_some() => Ending::Died,
+        None if off => Ending::Died,
         None => Ending::Killed,
     };
     (all, ending)
