@@ -131,9 +131,14 @@ pub fn is_running() -> bool {
     RUNNING.get()
 }
 
-/// Runs the tests; returns how many failed, at most 100.
+/// Announces the suite and runs it; returns how many failed, at most 100.
 pub fn run(name: &str, tests: &[Test]) -> u64 {
     println!("suite {name}: {} tests", tests.len());
+    run_announced(name, tests)
+}
+
+/// Runs the tests of a suite that has announced itself already; returns how many failed, at most 100.
+pub fn run_announced(name: &str, tests: &[Test]) -> u64 {
     RUNNING.set(true);
     let machine = Machine::capture();
     let mut failed = 0;
