@@ -3,6 +3,10 @@
 #![no_std]
 #![no_main]
 #![allow(
+    clippy::result_large_err,
+    reason = "without a heap a failure travels by value"
+)]
+#![allow(
     unsafe_code,
     reason = "snippet! assembles code; what is run, the runtime runs"
 )]
