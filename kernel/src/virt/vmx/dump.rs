@@ -9,7 +9,10 @@ use super::vmcs::{self, Encoding, Field, InterruptionInfo, Value, Width};
 pub fn dump(out: &mut dyn fmt::Write) -> fmt::Result {
     let reason = vmcs::EXIT_REASON.read();
     writeln!(out, "exit reason {:#x}: {}", reason.0, reason.name())?;
-    if let Some(error) = vmcs::try_read(vmcs::INSTRUCTION_ERROR.encoding()) {
+    // 5 is what every first entry leaves behind: VMRESUME is tried before VMLAUNCH.
+    if let Some(error) =
+        vmcs::try_read(vmcs::INSTRUCTION_ERROR.encoding()).filter(|error| *error != 5)
+    {
         let words = validate::instruction_error(vmcs::InstructionError(error as u32));
         writeln!(out, "last VM-instruction error {error}: {words}")?;
     }
