@@ -1,0 +1,528 @@
+//! A vCPU: its control block, and what is due before the next entry.
+//!
+//! Whatever is changed here is noted in `changes`; an entry with nothing noted costs nothing but itself. That is why no
+//! other code gets a mutable view of the block.
+
+#![allow(unsafe_code, reason = "enters the guest")]
+
+use core::fmt;
+
+use bitflags::bitflags;
+use plinth_abi::{Segment, VcpuState};
+
+use super::enter::{self, Context};
+use super::events::Events;
+use super::exit_code::ExitCode;
+use super::exits::{self, Outcome, Report};
+use super::features::{Features, Identity};
+use super::frame::Framed;
+use super::registers::{self, RFLAGS_FIXED, RFLAGS_IF};
+use super::validate::{self, efer};
+use super::vmcb::{
+    CleanBits, EventInjection, Exceptions, Intercepts1, Intercepts2, Intercepts3, NestedControl,
+    RegisterSet, TlbControl, VirtualInterrupt, Vmcb,
+};
+use super::{Svm, SvmCpu, SvmDomain};
+use crate::arch::msr::{self, Msr};
+use crate::mem::Hpa;
+use crate::virt::event::vector;
+use crate::virt::exit::EntryFailure;
+use crate::virt::tag::{Flush, Tag};
+use crate::virt::{BadState, Event, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
+
+/// PAUSEs that a guest executes in a row before it is noticed, and the cycles between two that make a row.
+const PAUSE_COUNT: u16 = 3000;
+const PAUSE_THRESHOLD: u16 = 128;
+
+bitflags! {
+    /// What has to be done before the next entry. The low half are the clean bits that have to be cleared.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Changes: u32 {
+        /// What the CPU cached of the guest's own page tables is no longer true.
+        const FLUSH = 1 << 27;
+        /// What VMRUN checks was set from outside.
+        const VALIDATE = 1 << 28;
+        /// An event is to be injected, or waits.
+        const EVENT = 1 << 29;
+        /// The last entry had something to do: EVENTINJ, TLB_CONTROL and clean bits go back to nothing.
+        const SETTLE = 1 << 30;
+        const _ = !0;
+    }
+}
+
+impl Changes {
+    const fn of(group: CleanBits) -> Self {
+        Self::from_bits_retain(group.bits())
+    }
+}
+
+/// A vCPU under SVM.
+#[derive(Debug)]
+pub struct SvmVcpu {
+    context: Context,
+    vmcb: Framed<Vmcb>,
+    changes: Changes,
+    events: Events,
+    /// CR4 as the guest wrote it; the block's may have more (see `SvmCpu::forced_cr4`).
+    guest_cr4: u64,
+    forced_cr4: u64,
+    /// TSC_AUX, which RDTSCP and RDPID read and no entry switches. Writes exit, so this is the truth.
+    tsc_aux: u64,
+    tag: Tag,
+    /// The CPU it was attached to last.
+    cpu: Option<u32>,
+    identity: Identity,
+}
+
+impl SvmVcpu {
+    fn touch(&mut self, group: CleanBits) {
+        self.changes |= Changes::of(group);
+    }
+
+    fn set_window(&mut self, open: bool) {
+        let control = &mut self.vmcb.control;
+        control.intercepts1.set(Intercepts1::VINTR, open);
+        // The interrupt is never delivered: it exits where it would be. The guest's TPR is not asked.
+        control.virtual_interrupt.set_irq(open);
+        control.virtual_interrupt.set_ignore_tpr(open);
+        self.touch(CleanBits::INTERCEPTS | CleanBits::VIRTUAL_INTERRUPT);
+    }
+
+    fn watch_iret(&mut self) {
+        let (is, should) = (
+            self.vmcb.control.intercepts1.contains(Intercepts1::IRET),
+            self.events.watches_iret(),
+        );
+        if is != should {
+            self.vmcb.control.intercepts1.set(Intercepts1::IRET, should);
+            self.touch(CleanBits::INTERCEPTS);
+        }
+    }
+
+    fn entry_failure(&self) -> Exit {
+        let reason = match validate::validate(&self.vmcb, self.identity.limits()) {
+            Err(rule) => rule,
+            Ok(()) => "VMRUN refuses a state that breaks no rule Plinth knows",
+        };
+        Exit::EntryFailed(EntryFailure {
+            reason,
+            code: ExitCode::INVALID.0,
+        })
+    }
+
+    /// Sees to it that the ASID is this vCPU's on this CPU.
+    fn take_tag(&mut self, cpu: &mut SvmCpu) {
+        if cpu.tags.validate(&mut self.tag) == Flush::All {
+            cpu.flush = true;
+        }
+        if self.vmcb.control.asid != self.tag.value {
+            self.vmcb.control.asid = self.tag.value;
+            self.touch(CleanBits::ASID);
+        }
+    }
+
+    /// A register that governs paging was written for the guest: what the CPU would have flushed is flushed, and VMRUN's
+    /// rules are checked.
+    fn paging_changed(&mut self) {
+        self.changes |=
+            Changes::of(CleanBits::CONTROL_REGISTERS) | Changes::VALIDATE | Changes::FLUSH;
+    }
+
+    /// Does what `changes` and the CPU's pending flush ask for.
+    ///
+    /// # Errors
+    /// The rule of VMRUN that the block breaks; everything stays as it was then.
+    #[inline(never)]
+    fn prepare(&mut self, cpu: &mut SvmCpu) -> Result<(), Exit> {
+        if self.changes.contains(Changes::FLUSH) {
+            // A new ASID has nothing cached. It is cheaper than a flush, and every CPU can do it.
+            self.tag = Tag::NONE;
+            self.take_tag(cpu);
+            self.changes -= Changes::FLUSH;
+        }
+        let before = self.events;
+        let event = self
+            .events
+            .take(self.vmcb.save.rip)
+            .and_then(EventInjection::of);
+        self.watch_iret();
+        self.vmcb.control.event_injection = event.unwrap_or(EventInjection::NONE);
+        if self.changes.contains(Changes::VALIDATE)
+            && validate::validate(&self.vmcb, self.identity.limits()).is_err()
+        {
+            let failure = self.entry_failure();
+            self.events = before;
+            self.watch_iret();
+            return Err(failure);
+        }
+        let control = &mut self.vmcb.control;
+        control.clean = CleanBits::all() - CleanBits::from_bits_truncate(self.changes.bits());
+        control.tlb_control = if cpu.flush {
+            TlbControl::FLUSH_ALL
+        } else {
+            TlbControl::NOTHING
+        };
+        let settle = event.is_some() || cpu.flush || control.clean != CleanBits::all();
+        cpu.flush = false;
+        self.changes = Changes::empty();
+        self.changes.set(Changes::SETTLE, settle);
+        self.changes.set(Changes::EVENT, self.events.nmi_waits());
+        Ok(())
+    }
+
+    /// Every exit but the hypercall.
+    #[inline(never)]
+    fn left(&mut self) -> Exit {
+        let report = Report::of(
+            &self.vmcb.control,
+            self.identity.features.contains(Features::DECODE_ASSISTS),
+        );
+        let outcome = exits::decode(report);
+        if matches!(outcome, Outcome::Invalid) {
+            if let Some(event) = self.vmcb.control.event_injection.event() {
+                self.requeue(event);
+            }
+            return self.entry_failure();
+        }
+        if let Some(event) = exits::requeue(report.interrupted) {
+            self.requeue(event);
+        }
+        match outcome {
+            Outcome::Exit(exit) => exit,
+            Outcome::InterruptWindow => {
+                self.set_window(false);
+                Exit::InterruptWindow
+            }
+            Outcome::Iret => {
+                self.events.iret(self.vmcb.save.rip);
+                self.changes |= Changes::EVENT;
+                Exit::Host
+            }
+            Outcome::DoubleFault => {
+                self.requeue(Event::DF);
+                Exit::Host
+            }
+            Outcome::MachineCheck => {
+                enter::raise_machine_check();
+                Exit::Host
+            }
+            Outcome::Invalid => self.entry_failure(),
+        }
+    }
+
+    fn requeue(&mut self, event: Event) {
+        self.events.requeue(event);
+        self.changes |= Changes::EVENT;
+    }
+
+    fn load_tsc_aux(&self) {
+        if self.identity.has_tsc_aux() {
+            // SAFETY: the host does not use this register.
+            unsafe { msr::write(Msr::IA32_TSC_AUX, self.tsc_aux) };
+        }
+    }
+
+    fn put_state(&mut self, state: &VcpuState) {
+        registers::set_state(
+            &mut self.vmcb,
+            &mut self.context.gprs,
+            state,
+            self.forced_cr4,
+        );
+        self.guest_cr4 = state.cr4;
+        self.tsc_aux = state.tsc_aux;
+        self.changes |= Changes::of(CleanBits::all()) | Changes::EVENT;
+        self.paging_changed();
+    }
+}
+
+impl Vcpu<Svm> for SvmVcpu {
+    fn new(domain: &SvmDomain, nested_root: Hpa) -> Result<Self, OutOfMemory> {
+        let mut vmcb: Framed<Vmcb> = Framed::zeroed()?;
+        let control = &mut vmcb.control;
+        // Features that a guest is not offered are kept from it in CR4. CR0, CR3 and CR8 are its own: the CPU checks what it
+        // writes, and V_INTR_MASKING gives it a TPR of its own.
+        control.cr_writes = RegisterSet::R4;
+        // #DB and #AC: their delivery can raise them again without end, which no interrupt ends (CVE-2015-8104,
+        // CVE-2015-5307). #DF: not every implementation reports the shutdown that may follow.
+        control.exceptions = Exceptions::DB | Exceptions::DF | Exceptions::AC | Exceptions::MC;
+        control.intercepts1 = Intercepts1::INTR
+            | Intercepts1::NMI
+            | Intercepts1::SMI
+            | Intercepts1::INIT
+            | Intercepts1::RDPMC
+            | Intercepts1::CPUID
+            | Intercepts1::RSM
+            | Intercepts1::INVD
+            | Intercepts1::HLT
+            | Intercepts1::INVLPGA
+            | Intercepts1::IOIO
+            | Intercepts1::MSR
+            | Intercepts1::TASK_SWITCH
+            | Intercepts1::FERR_FREEZE
+            | Intercepts1::SHUTDOWN;
+        control.intercepts2 = Intercepts2::VMRUN
+            | Intercepts2::VMMCALL
+            | Intercepts2::VMLOAD
+            | Intercepts2::VMSAVE
+            | Intercepts2::STGI
+            | Intercepts2::CLGI
+            | Intercepts2::SKINIT
+            | Intercepts2::WBINVD
+            | Intercepts2::MONITOR
+            | Intercepts2::MWAIT
+            | Intercepts2::MWAIT_ARMED
+            | Intercepts2::XSETBV
+            | Intercepts2::RDPRU;
+        control.intercepts3 = Intercepts3::INVLPGB
+            | Intercepts3::INVLPGB_ILLEGAL
+            | Intercepts3::MCOMMIT
+            | Intercepts3::TLBSYNC;
+        control.iopm_base = domain.iopm();
+        control.msrpm_base = domain.msrpm();
+        control.virtual_interrupt = VirtualInterrupt::new().with_masking(true);
+        control.nested = NestedControl::new().with_nested_paging(true);
+        control.nested_cr3 = nested_root;
+        control.tlb_control = TlbControl::NOTHING;
+        let identity = Identity::read();
+        if identity.features.contains(Features::PAUSE_FILTER) {
+            control.intercepts1 |= Intercepts1::PAUSE;
+            control.pause_filter_count = PAUSE_COUNT;
+            if identity.features.contains(Features::PAUSE_THRESHOLD) {
+                control.pause_filter_threshold = PAUSE_THRESHOLD;
+            }
+        }
+        let mut vcpu = Self {
+            context: Context {
+                gprs: Gprs::default(),
+                vmcb: vmcb.hpa(),
+                host: Hpa::default(),
+            },
+            vmcb,
+            changes: Changes::empty(),
+            events: Events::default(),
+            guest_cr4: 0,
+            forced_cr4: 0,
+            tsc_aux: 0,
+            tag: Tag::NONE,
+            cpu: None,
+            identity,
+        };
+        vcpu.put_state(&VcpuState::RESET);
+        Ok(vcpu)
+    }
+
+    fn attach(&mut self, cpu: &mut SvmCpu) {
+        if self.cpu != Some(cpu.id) {
+            // What this CPU may have cached of the block is of another time, or of another block in the same frame.
+            self.touch(CleanBits::all());
+            self.cpu = Some(cpu.id);
+            self.context.host = cpu.host.hpa();
+            self.forced_cr4 = cpu.forced_cr4;
+            registers::set_cr4(&mut self.vmcb, self.guest_cr4, self.forced_cr4);
+        }
+        self.take_tag(cpu);
+        self.load_tsc_aux();
+    }
+
+    fn detach(&mut self, _cpu: &mut SvmCpu) {
+        // Everything is in memory after each run: VMSAVE is part of it.
+    }
+
+    #[inline(always)]
+    fn run(&mut self, cpu: &mut SvmCpu) -> Exit {
+        if (!self.changes.is_empty() || cpu.flush)
+            && let Err(failure) = self.prepare(cpu)
+        {
+            return failure;
+        }
+        self.vmcb.save.rax = self.context.gprs.rax;
+        // SAFETY: there is a `SvmCpu` only while SVM is on, and the vCPU is attached to it, so `context.host` is its. The
+        // block is this vCPU's alone and passed the validator when it was last changed; the domain, whose tables and
+        // maps it names, outlives its vCPUs.
+        unsafe { enter::enter(&mut self.context) };
+        self.context.gprs.rax = self.vmcb.save.rax;
+        if self.vmcb.control.exit_code == ExitCode::VMMCALL {
+            // An instruction that exits interrupts no delivery, so EXITINTINFO need not be looked at.
+            Exit::Hypercall
+        } else {
+            self.left()
+        }
+    }
+
+    fn set_deadline(&mut self, _cpu: &mut SvmCpu, _tsc: u64) {
+        // SVM has no timer of its own; the host's ends the run.
+    }
+
+    #[inline(always)]
+    fn gprs(&self) -> &Gprs {
+        &self.context.gprs
+    }
+
+    #[inline(always)]
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.context.gprs
+    }
+
+    #[inline(always)]
+    fn rip(&self) -> u64 {
+        self.vmcb.save.rip
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.vmcb.save.rip = rip;
+    }
+
+    fn rsp(&self) -> u64 {
+        self.vmcb.save.rsp
+    }
+
+    fn set_rsp(&mut self, rsp: u64) {
+        self.vmcb.save.rsp = rsp;
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vmcb.save.rflags
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcb.save.rflags = rflags | RFLAGS_FIXED;
+    }
+
+    #[inline(always)]
+    fn cpl(&self) -> u8 {
+        self.vmcb.save.cpl & 3
+    }
+
+    fn segment(&self, which: SegmentName) -> Segment {
+        registers::segment(&self.vmcb.save, which)
+    }
+
+    fn cr0(&self) -> u64 {
+        self.vmcb.save.cr0
+    }
+
+    #[inline(always)]
+    fn cr3(&self) -> u64 {
+        self.vmcb.save.cr3
+    }
+
+    fn cr4(&self) -> u64 {
+        self.guest_cr4
+    }
+
+    fn efer(&self) -> u64 {
+        self.vmcb.save.efer & !efer::SVME
+    }
+
+    fn set_cr2(&mut self, value: u64) {
+        self.vmcb.save.cr2 = value;
+        self.touch(CleanBits::CR2);
+    }
+
+    fn set_cr0(&mut self, value: u64) {
+        registers::set_cr0(&mut self.vmcb.save, value);
+        self.paging_changed();
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.guest_cr4 = value;
+        registers::set_cr4(&mut self.vmcb, value, self.forced_cr4);
+        self.touch(CleanBits::INTERCEPTS);
+        self.paging_changed();
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        self.vmcb.save.efer = value | efer::SVME;
+        self.paging_changed();
+    }
+
+    fn msr(&self, msr: Msr) -> Option<u64> {
+        if msr == Msr::IA32_TSC_AUX && self.identity.has_tsc_aux() {
+            return Some(self.tsc_aux);
+        }
+        registers::read_msr(&self.vmcb.save, msr)
+    }
+
+    fn set_msr(&mut self, msr: Msr, value: u64) -> bool {
+        if msr == Msr::IA32_TSC_AUX && self.identity.has_tsc_aux() {
+            self.tsc_aux = value;
+            self.load_tsc_aux();
+            return true;
+        }
+        let Some(place) = registers::msr(&mut self.vmcb.save, msr) else {
+            return false;
+        };
+        *place = value;
+        // Of these only PAT is under a clean bit and a rule.
+        self.changes |= Changes::of(CleanBits::NESTED_PAGING) | Changes::VALIDATE;
+        true
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.control.tsc_offset = offset;
+        self.touch(CleanBits::INTERCEPTS);
+    }
+
+    #[inline(always)]
+    fn instruction_length(&self) -> Option<u8> {
+        let control = &self.vmcb.control;
+        let next = if self.identity.features.contains(Features::NRIP_SAVE) {
+            control.next_rip
+        } else if control.exit_code == ExitCode::IOIO {
+            control.exit_info2
+        } else {
+            return None;
+        };
+        // What is no length of an instruction is none: RIP wrapped, or the CPU left the field alone.
+        match next.wrapping_sub(self.vmcb.save.rip) {
+            length @ 1..=15 => Some(length as u8),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn skip(&mut self, length: u8) {
+        if registers::skip(&mut self.vmcb, length) {
+            self.touch(CleanBits::DEBUG_REGISTERS);
+            self.requeue(Event::exception(vector::DB, None));
+        }
+    }
+
+    fn inject(&mut self, event: Event) -> bool {
+        self.changes |= Changes::EVENT;
+        self.events.inject(event)
+    }
+
+    fn accepts_interrupt(&self) -> bool {
+        self.vmcb.save.rflags & RFLAGS_IF != 0
+            && !self.vmcb.control.interrupt_state.shadow()
+            && !self.events.is_pending()
+    }
+
+    fn request_interrupt_window(&mut self) {
+        self.set_window(true);
+    }
+
+    fn state(&self) -> VcpuState {
+        registers::state(&self.vmcb, &self.context.gprs, self.guest_cr4, self.tsc_aux)
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), BadState> {
+        registers::sensible(state).map_err(BadState)?;
+        let (before, events) = (self.state(), self.events);
+        self.events = Events::default();
+        self.put_state(state);
+        if let Err(rule) = validate::validate(&self.vmcb, self.identity.limits()) {
+            self.put_state(&before);
+            self.events = events;
+            return Err(BadState(rule));
+        }
+        self.load_tsc_aux();
+        Ok(())
+    }
+
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        super::dump::dump(&self.vmcb, out)
+    }
+}
