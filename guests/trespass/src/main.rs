@@ -145,13 +145,27 @@ fn msr_vmx() -> Outcome {
     refused(0x480..=0x493)
 }
 
+/// IA32_FEATURE_CONTROL, where there is one, is locked with VMX off (SDM vol. 3 25.7).
 fn msr_feature_control() -> Outcome {
-    refused(0x3a..=0x3a)
+    if cpu::is_amd() {
+        return refused(0x3a..=0x3a);
+    }
+    if let Ok(value) = cpu::rdmsr(0x3a) {
+        check_eq!(value & 7, 1, "lock and VMX bits");
+    }
+    check!(cpu::wrmsr(0x3a, 5).is_err(), "the lock bit did not hold");
+    Ok(())
 }
 
-/// VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_LOCK_KEY.
+/// VM_CR, where there is one, says that SVM is locked off (APM2 15.30.1); IGNNE, SMM_CTL, VM_HSAVE_PA and SVM_LOCK_KEY are
+/// not there.
 fn msr_svm() -> Outcome {
-    refused(0xc001_0114..=0xc001_0118)
+    // Refused or without effect.
+    let _ = cpu::wrmsr(0xc001_0114, 0);
+    if let Ok(value) = cpu::rdmsr(0xc001_0114) {
+        check_eq!(value & 0x18, 0x18, "LOCK and SVMDIS");
+    }
+    refused(0xc001_0115..=0xc001_0118)
 }
 
 fn msr_smm() -> Outcome {
