@@ -1,6 +1,7 @@
 //! Memory: addresses, frames and their owners, the kernel's heap, nested page tables, guest memory.
 
 pub mod addr;
+pub mod domain;
 pub mod frames;
 pub mod guest;
 pub mod heap;

@@ -1,0 +1,163 @@
+//! The instruction that exited: its bytes, its length, and the way past it.
+
+use super::Next;
+use super::access::{self, CodeSize, Fault};
+use crate::decode::{self, DecodeError, MAX_LENGTH, Mode};
+use crate::mem::domain::Window;
+use crate::mem::walk::Intent;
+use crate::object::{Ending, Vcpu};
+use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
+
+/// Instructions that the cache remembers. A power of two.
+const CACHED: usize = 16;
+
+/// Lengths of instructions that exited, for CPUs that do not tell them: SVM without NRIP-save, which AMD's CPUs have had
+/// since 2009 and QEMU's emulation lacks.
+///
+/// Fetching and decoding takes some hundred instructions, and a guest exits at few places again and again. An entry is
+/// found by RIP and CR3, and holds only while the bytes in memory are those that were decoded. What it cannot notice is a
+/// guest that maps other memory, with another encoding of the same instruction, at the same address under the same CR3:
+/// its RIP then goes wrong by the difference, which harms nobody else.
+#[derive(Debug, Default)]
+pub struct LengthCache([Option<Entry>; CACHED]);
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    rip: u64,
+    cr3: u64,
+    window: Window,
+    /// The bits of `window` that are the instruction's.
+    mask: u64,
+    bytes: u64,
+    length: u8,
+}
+
+impl LengthCache {
+    #[inline(always)]
+    fn slot(rip: u64) -> usize {
+        (rip as usize ^ (rip >> 4) as usize) % CACHED
+    }
+
+    #[inline(always)]
+    fn find(&self, rip: u64, cr3: u64) -> Option<u8> {
+        let entry = self.0.get(Self::slot(rip))?.as_ref()?;
+        let same = entry.rip == rip && entry.cr3 == cr3 && entry.window.load() & entry.mask == entry.bytes;
+        same.then_some(entry.length)
+    }
+}
+
+/// Moves past the instruction that exited.
+///
+/// # Errors
+/// What happens instead, where its length cannot be told.
+#[inline(always)]
+pub fn skip<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<(), Next> {
+    let length = match vcpu.hw.instruction_length() {
+        Some(length) => length,
+        None => match vcpu.lengths.find(vcpu.hw.rip(), vcpu.hw.cr3()) {
+            Some(length) => length,
+            None => decoded_length(vcpu)?,
+        },
+    };
+    vcpu.hw.skip(length);
+    Ok(())
+}
+
+/// Moves past it, and then does `next`.
+#[inline(always)]
+pub(super) fn skip_and<V: Vendor>(vcpu: &mut Vcpu<V>, next: Next) -> Next {
+    match skip(vcpu) {
+        Ok(()) => next,
+        Err(instead) => instead,
+    }
+}
+
+/// Decodes the length, and remembers it.
+#[inline(never)]
+fn decoded_length<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u8, Next> {
+    let bytes = fetch(vcpu).map_err(|fault| fault.next(vcpu))?;
+    let length = decode::length(bytes.as_slice(), bytes.mode).map_err(|why| refused(vcpu, why))?;
+    remember(vcpu, &bytes, length);
+    Ok(length)
+}
+
+/// What the exiting instruction is, from its bytes.
+pub(super) fn decoded<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<decode::Instruction, Next> {
+    let bytes = fetch(vcpu).map_err(|fault| fault.next(vcpu))?;
+    decode::decode(bytes.as_slice(), bytes.mode).map_err(|why| refused(vcpu, why))
+}
+
+/// Bytes that exited and make no instruction: another CPU has changed them meanwhile, or the CPU knows more than Plinth.
+fn refused<V: Vendor>(vcpu: &mut Vcpu<V>, why: DecodeError) -> Next {
+    match why {
+        DecodeError::TooLong => super::raise(vcpu, Event::GP0),
+        DecodeError::Invalid => super::raise(vcpu, Event::UD),
+        DecodeError::Truncated => Next::End(Ending::Undecodable),
+    }
+}
+
+/// The bytes at RIP.
+struct Fetched {
+    bytes: [u8; MAX_LENGTH],
+    count: usize,
+    mode: Mode,
+    linear: u64,
+}
+
+impl Fetched {
+    fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.count).unwrap_or(&[])
+    }
+}
+
+/// The linear address of RIP, and how code is read there.
+fn position<V: Vendor>(vcpu: &Vcpu<V>) -> (u64, Mode) {
+    let cs = vcpu.hw.segment(SegmentName::Cs);
+    let rip = vcpu.hw.rip();
+    match access::code_size(vcpu, &cs) {
+        CodeSize::Bits64 => (rip, Mode::Long64),
+        CodeSize::Bits32 => (cs.base.wrapping_add(rip) & 0xffff_ffff, Mode::Protected32),
+        CodeSize::Bits16 => (cs.base.wrapping_add(rip) & 0xffff_ffff, Mode::Real16),
+    }
+}
+
+/// Reads the bytes at RIP: to the end of the page, and on the next page only as much as the instruction needs.
+fn fetch<V: Vendor>(vcpu: &Vcpu<V>) -> Result<Fetched, Fault> {
+    let (linear, mode) = position(vcpu);
+    let mut fetched = Fetched { bytes: [0; MAX_LENGTH], count: 0, mode, linear };
+    let count = MAX_LENGTH.min(access::to_page_end(linear));
+    let (here, beyond) = fetched.bytes.split_at_mut(count);
+    access::read_in_page(vcpu, linear, here, Intent::Fetch)?;
+    let whole = beyond.is_empty() || !matches!(decode::length(here, mode), Err(DecodeError::Truncated));
+    if !whole {
+        access::read_in_page(vcpu, linear.wrapping_add(count as u64), beyond, Intent::Fetch)?;
+    }
+    fetched.count = if whole { count } else { MAX_LENGTH };
+    Ok(fetched)
+}
+
+/// Puts a length into the cache, if the instruction and the seven bytes behind its first lie in one page.
+fn remember<V: Vendor>(vcpu: &mut Vcpu<V>, fetched: &Fetched, length: u8) {
+    const WINDOW: usize = size_of::<u64>();
+    if usize::from(length) > WINDOW || access::to_page_end(fetched.linear) < WINDOW {
+        return;
+    }
+    let Ok(gpa) = access::translate(vcpu, fetched.linear, Intent::Fetch) else { return };
+    let Some(window) = vcpu.domain.with_memory(|memory| memory.window(gpa)) else { return };
+    let mask = u64::MAX >> (64 - 8 * u32::from(length));
+    let mut bytes = [0; WINDOW];
+    for (to, from) in bytes.iter_mut().zip(fetched.as_slice()) {
+        *to = *from;
+    }
+    let rip = vcpu.hw.rip();
+    if let Some(slot) = vcpu.lengths.0.get_mut(LengthCache::slot(rip)) {
+        *slot = Some(Entry {
+            rip,
+            cr3: vcpu.hw.cr3(),
+            window,
+            mask,
+            bytes: u64::from_le_bytes(bytes) & mask,
+            length,
+        });
+    }
+}

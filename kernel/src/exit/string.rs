@@ -1,0 +1,192 @@
+//! INS and OUTS, with and without REP, on ports that nobody claims.
+//!
+//! The registers advance with every element, as on a CPU: an element that faults, or the end of what one exit may do,
+//! leaves the guest at the same instruction with the rest to do.
+
+use plinth_abi::Segment;
+
+use super::access::{self, CodeSize};
+use super::{Next, instruction, io, raise};
+use crate::decode;
+use crate::object::Vcpu;
+use crate::virt::event::vector;
+use crate::virt::exit::Io;
+use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
+
+/// Elements that one exit serves; then the guest is entered again, and exits at the same instruction for the rest.
+const ELEMENTS: u64 = 512;
+/// RFLAGS.DF: downwards.
+const DIRECTION: u64 = 1 << 10;
+
+/// The registers that string instructions use, by address size.
+#[derive(Clone, Copy)]
+struct Width {
+    mask: u64,
+}
+
+impl Width {
+    fn new(size: CodeSize, prefix: bool) -> Self {
+        let mask = match (size, prefix) {
+            (CodeSize::Bits64, false) => u64::MAX,
+            (CodeSize::Bits64, true) | (CodeSize::Bits32, false) | (CodeSize::Bits16, true) => 0xffff_ffff,
+            (CodeSize::Bits32, true) | (CodeSize::Bits16, false) => 0xffff,
+        };
+        Self { mask }
+    }
+
+    /// The register after it was written at this width: 32-bit writes clear the upper half (SDM vol. 1 3.4.1.1).
+    const fn write(self, whole: u64, value: u64) -> u64 {
+        match self.mask {
+            0xffff => whole & !0xffff | value & 0xffff,
+            mask => value & mask,
+        }
+    }
+}
+
+/// Serves INS or OUTS.
+pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
+    let insn = match instruction::decoded(vcpu) {
+        Ok(insn) => insn,
+        Err(next) => return next,
+    };
+    let code = access::code_size(vcpu, &vcpu.hw.segment(SegmentName::Cs));
+    let width = Width::new(code, insn.prefixes.address_size);
+    let name = match (access.input, insn.prefixes.segment) {
+        (true, _) => SegmentName::Es,
+        (false, None) => SegmentName::Ds,
+        (false, Some(segment)) => segment_name(segment),
+    };
+    let segment = vcpu.hw.segment(name);
+    let size = u64::from(access.size);
+    let step = if vcpu.hw.rflags() & DIRECTION != 0 { size.wrapping_neg() } else { size };
+    let ones = io::read_unclaimed(access.size).to_le_bytes();
+    let element = ones.get(..usize::from(access.size)).unwrap_or(&ones);
+
+    let mut left = if access.repeat { vcpu.hw.gprs().rcx & width.mask } else { 1 };
+    for _ in 0..ELEMENTS {
+        if left == 0 {
+            break;
+        }
+        let index = if access.input { vcpu.hw.gprs().rdi } else { vcpu.hw.gprs().rsi };
+        let offset = index & width.mask;
+        let Some(linear) = linear_address(&segment, name, code, offset, size, access.input) else {
+            let fault = if name == SegmentName::Ss { vector::SS } else { vector::GP };
+            return raise(vcpu, Event::exception(fault, Some(0)));
+        };
+        let result = if access.input {
+            access::write(vcpu, linear, element)
+        } else {
+            // The port swallows it, but reading it may fault.
+            access::read(vcpu, linear, &mut [0; 4][..element.len()])
+        };
+        if let Err(fault) = result {
+            return fault.next(vcpu);
+        }
+        left -= 1;
+        let next = width.write(index, offset.wrapping_add(step));
+        let gprs = vcpu.hw.gprs_mut();
+        if access.input {
+            gprs.rdi = next;
+        } else {
+            gprs.rsi = next;
+        }
+        if access.repeat {
+            gprs.rcx = width.write(gprs.rcx, left);
+        }
+    }
+    if left == 0 { instruction::skip_and(vcpu, Next::Resume) } else { Next::Resume }
+}
+
+const fn segment_name(segment: decode::Segment) -> SegmentName {
+    match segment {
+        decode::Segment::Es => SegmentName::Es,
+        decode::Segment::Cs => SegmentName::Cs,
+        decode::Segment::Ss => SegmentName::Ss,
+        decode::Segment::Ds => SegmentName::Ds,
+        decode::Segment::Fs => SegmentName::Fs,
+        decode::Segment::Gs => SegmentName::Gs,
+    }
+}
+
+/// The linear address of `size` bytes at `offset`, if the segment allows the access (SDM vol. 3 6.3, 6.8). In 64-bit mode
+/// there are no limits; whether the address is canonical is seen by the page walk.
+fn linear_address(
+    segment: &Segment,
+    name: SegmentName,
+    code: CodeSize,
+    offset: u64,
+    size: u64,
+    write: bool,
+) -> Option<u64> {
+    if code == CodeSize::Bits64 {
+        let base = if matches!(name, SegmentName::Fs | SegmentName::Gs) { segment.base } else { 0 };
+        return Some(base.wrapping_add(offset));
+    }
+    let is_code = segment.attributes & 8 != 0;
+    let bit1 = segment.attributes & 2 != 0; // writable data, or readable code
+    let allowed = if write { !is_code && bit1 } else { !is_code || bit1 };
+    if !segment.is_present() || !allowed {
+        return None;
+    }
+    let last = offset + (size - 1);
+    let limit = u64::from(segment.limit);
+    let expands_down = !is_code && segment.attributes & 4 != 0;
+    let inside = if expands_down {
+        let top = if segment.is_default_32() { 0xffff_ffff } else { 0xffff };
+        offset > limit && last <= top
+    } else {
+        last <= limit
+    };
+    inside.then(|| segment.base.wrapping_add(offset) & 0xffff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLAT: Segment = Segment { selector: 8, attributes: Segment::DATA, limit: 0xffff, base: 0x1000 };
+
+    fn address(segment: &Segment, offset: u64, write: bool) -> Option<u64> {
+        linear_address(segment, SegmentName::Es, CodeSize::Bits32, offset, 4, write)
+    }
+
+    #[test]
+    fn an_element_must_end_within_the_limit() {
+        assert_eq!(address(&FLAT, 0xfffc, true), Some(0x1_0ffc));
+        assert_eq!(address(&FLAT, 0xfffd, true), None);
+    }
+
+    #[test]
+    fn an_expand_down_segment_begins_above_its_limit() {
+        let stack = Segment { attributes: Segment::DATA | 4, ..FLAT };
+        assert_eq!(address(&stack, 0xffff, true), None);
+        assert_eq!(address(&stack, 0x1_0000, true), Some(0x1_1000));
+    }
+
+    #[test]
+    fn rights_are_those_of_the_descriptor() {
+        let read_only = Segment { attributes: Segment::DATA & !2, ..FLAT };
+        assert_eq!(address(&read_only, 0, true), None);
+        assert_eq!(address(&read_only, 0, false), Some(0x1000));
+        let code = Segment { attributes: Segment::CODE32, ..FLAT };
+        assert_eq!(address(&code, 0, true), None);
+        assert_eq!(address(&code, 0, false), Some(0x1000));
+        let absent = Segment { attributes: 0, ..FLAT };
+        assert_eq!(address(&absent, 0, false), None);
+    }
+
+    #[test]
+    fn long_mode_uses_the_bases_of_fs_and_gs_only() {
+        let at = |name| linear_address(&FLAT, name, CodeSize::Bits64, 0x10_0000, 4, true);
+        assert_eq!(at(SegmentName::Es), Some(0x10_0000));
+        assert_eq!(at(SegmentName::Fs), Some(0x10_1000));
+    }
+
+    #[test]
+    fn registers_are_written_at_the_address_size() {
+        let short = Width::new(CodeSize::Bits16, false);
+        assert_eq!(short.write(0x1234_5678_9abc_def0, 0x1_0001), 0x1234_5678_9abc_0001);
+        let half = Width::new(CodeSize::Bits64, true);
+        assert_eq!(half.write(0x1234_5678_9abc_def0, 0x1_0000_0001), 1);
+    }
+}

@@ -1,0 +1,185 @@
+//! A vCPU: the vendor's part and what the common code switches and counts.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+
+use plinth_abi::VcpuState;
+
+use super::{BuildError, Domain, Ending};
+use crate::arch::cpu::{self, Cpu};
+use crate::arch::fpu::XsaveArea;
+use crate::arch::{debug, fpu, time, trap};
+use crate::exit::{self, LengthCache, Next};
+use crate::rules::msr::MsrState;
+use crate::trace::{Counter, Counters};
+use crate::virt::{BadState, Vcpu as _, Vendor};
+
+/// A guest's CPU. It belongs to one host CPU at a time: whoever holds it may run it.
+pub struct Vcpu<V: Vendor> {
+    /// The domain whose memory and handles it sees.
+    pub domain: Arc<Domain<V>>,
+    /// Number within the domain, from 0.
+    pub id: u32,
+    /// Registers and control structure. Only to be used between attach and detach.
+    pub hw: V::Vcpu,
+    /// XCR0 as the guest set it.
+    pub xcr0: u64,
+    /// MSRs that no hardware switches.
+    pub msrs: MsrState,
+    /// Lengths of instructions that exited, where the CPU does not tell them.
+    pub lengths: LengthCache,
+    /// Exits by reason.
+    pub counters: Counters,
+    /// TSC ticks that it has run.
+    pub run_ticks: u64,
+    /// How often its slice ended before it gave the CPU away.
+    pub preemptions: u64,
+    /// RIP when it last left.
+    pub last_rip: u64,
+    vector_state: XsaveArea,
+    debug_addresses: [u64; 4],
+}
+
+/// Why a run of a vCPU came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// Its slice is over, or the CPU has something else to do.
+    Preempted,
+    /// It gave the rest of its slice away.
+    Yielded,
+    /// It waits for an event.
+    Blocked,
+    /// It is over.
+    Ended(Ending),
+}
+
+impl<V: Vendor> Vcpu<V> {
+    /// A vCPU of `domain` in the state after reset.
+    pub fn new(domain: Arc<Domain<V>>, id: u32) -> Result<Box<Self>, BuildError> {
+        let hw = V::Vcpu::new(domain.hardware(), domain.nested_root()).map_err(|_| BuildError::NoMemory)?;
+        let vector_state = XsaveArea::new().ok_or(BuildError::NoMemory)?;
+        Ok(Box::new(Self {
+            domain,
+            id,
+            hw,
+            xcr0: 1,
+            msrs: MsrState::default(),
+            lengths: LengthCache::default(),
+            counters: Counters::default(),
+            run_ticks: 0,
+            preemptions: 0,
+            last_rip: 0,
+            vector_state,
+            debug_addresses: [0; 4],
+        }))
+    }
+
+    /// Sets the whole register state. The vCPU is not attached; it is so for the time of the call.
+    pub fn set_state(&mut self, cpu: &mut V::Cpu, state: &VcpuState) -> Result<(), BadState> {
+        self.hw.attach(cpu);
+        let result = self.hw.set_state(state);
+        self.hw.detach(cpu);
+        result?;
+        self.xcr0 = state.xcr0;
+        self.debug_addresses = state.dr;
+        Ok(())
+    }
+
+    /// Runs the guest on the calling CPU until its slice ends at `deadline` (TSC) or something stops it.
+    pub fn run(&mut self, cpu: &'static Cpu, hardware: &mut V::Cpu, deadline: u64) -> Stop {
+        self.attach(hardware);
+        let start = time::tsc();
+        cpu.clear_pending(cpu::PENDING_RESCHEDULE);
+        time::arm(deadline);
+        self.hw.set_deadline(hardware, deadline);
+        let stop = self.run_loop(cpu, hardware, deadline);
+        self.run_ticks += time::tsc().saturating_sub(start);
+        self.last_rip = self.hw.rip();
+        if let Stop::Ended(ending) = stop {
+            self.report(ending);
+        }
+        self.detach(hardware);
+        stop
+    }
+
+    /// Enter, serve, enter again. Everything on this path is counted in instructions by the benchmark.
+    #[inline(always)]
+    fn run_loop(&mut self, cpu: &'static Cpu, hardware: &mut V::Cpu, deadline: u64) -> Stop {
+        loop {
+            if cpu.is_pending() {
+                self.preemptions += 1;
+                return Stop::Preempted;
+            }
+            let exit = self.hw.run(hardware);
+            let (counter, next) = exit::handle(self, exit);
+            self.counters.bump(counter);
+            if counter == Counter::Host {
+                // The interrupt that ended the run is still pending: it is taken here, through the host's IDT. A slice
+                // that the preemption timer ended may have left none.
+                trap::interrupt_window();
+                if time::tsc() >= deadline {
+                    self.preemptions += 1;
+                    return Stop::Preempted;
+                }
+            }
+            match next {
+                Next::Resume => {}
+                Next::Yield => return Stop::Yielded,
+                Next::Block => return Stop::Blocked,
+                Next::End(ending) => return Stop::Ended(ending),
+            }
+        }
+    }
+
+    /// Shows the state of a guest whose end is not its own wish, while its registers are at hand.
+    fn report(&self, ending: Ending) {
+        let name = self.domain.name();
+        match ending {
+            Ending::Status(_) => {}
+            Ending::EntryFailed(_) => {
+                let mut text = alloc::string::String::new();
+                // A string takes all that is written to it.
+                let _ = self.hw.dump(&mut text);
+                log::error!("\"{name}\" could not be entered; its control structure:\n{text}");
+            }
+            _ => log::info!("\"{name}\" vcpu {} left for good:\n{}", self.id, Registers(&self.hw.state())),
+        }
+    }
+
+    /// The CPUID leaf as this vCPU sees it now.
+    #[inline(always)]
+    pub fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        self.domain.cpuid.query(leaf, subleaf)
+    }
+
+    /// Loads what the guest owns of this CPU: the vendor's part, vector state, debug addresses.
+    fn attach(&mut self, hardware: &mut V::Cpu) {
+        self.hw.attach(hardware);
+        fpu::restore(&self.vector_state, self.xcr0);
+        debug::set_addresses(&self.debug_addresses);
+    }
+
+    /// Saves it again, so that the next vCPU finds nothing of this one.
+    fn detach(&mut self, hardware: &mut V::Cpu) {
+        self.debug_addresses = debug::addresses();
+        fpu::save(&mut self.vector_state);
+        self.hw.detach(hardware);
+    }
+}
+
+/// A vCPU's registers as a few lines of text.
+struct Registers<'a>(&'a VcpuState);
+
+impl fmt::Display for Registers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.0;
+        writeln!(f, "  rip {:016x} rsp {:016x} rflags {:08x}", s.rip, s.rsp, s.rflags)?;
+        writeln!(f, "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", s.rax, s.rbx, s.rcx, s.rdx)?;
+        writeln!(f, "  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", s.rsi, s.rdi, s.rbp, s.r8)?;
+        writeln!(f, "  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", s.r9, s.r10, s.r11, s.r12)?;
+        writeln!(f, "  r13 {:016x} r14 {:016x} r15 {:016x} cr2 {:016x}", s.r13, s.r14, s.r15, s.cr2)?;
+        writeln!(f, "  cr0 {:08x} cr3 {:016x} cr4 {:08x} efer {:04x}", s.cr0, s.cr3, s.cr4, s.efer)?;
+        write!(f, "  cs {:04x} base {:x} limit {:x} attributes {:03x}", s.cs.selector, s.cs.base, s.cs.limit, s.cs.attributes)
+    }
+}
