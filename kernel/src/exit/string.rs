@@ -25,13 +25,15 @@ struct Width {
 }
 
 impl Width {
-    fn new(size: CodeSize, prefix: bool) -> Self {
-        let mask = match (size, prefix) {
-            (CodeSize::Bits64, false) => u64::MAX,
-            (CodeSize::Bits64, true) | (CodeSize::Bits32, false) | (CodeSize::Bits16, true) => 0xffff_ffff,
-            (CodeSize::Bits32, true) | (CodeSize::Bits16, false) => 0xffff,
-        };
-        Self { mask }
+    /// For addresses of 2, 4 or 8 bytes.
+    const fn new(address_size: u8) -> Self {
+        Self {
+            mask: match address_size {
+                2 => 0xffff,
+                4 => 0xffff_ffff,
+                _ => u64::MAX,
+            },
+        }
     }
 
     /// The register after it was written at this width: 32-bit writes clear the upper half (SDM vol. 1 3.4.1.1).
@@ -50,7 +52,7 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
         Err(next) => return next,
     };
     let code = access::code_size(vcpu, &vcpu.hw.segment(SegmentName::Cs));
-    let width = Width::new(code, insn.prefixes.address_size);
+    let width = Width::new(insn.address_size);
     let name = match (access.input, insn.prefixes.segment) {
         (true, _) => SegmentName::Es,
         (false, None) => SegmentName::Ds,
@@ -184,9 +186,9 @@ mod tests {
 
     #[test]
     fn registers_are_written_at_the_address_size() {
-        let short = Width::new(CodeSize::Bits16, false);
+        let short = Width::new(2);
         assert_eq!(short.write(0x1234_5678_9abc_def0, 0x1_0001), 0x1234_5678_9abc_0001);
-        let half = Width::new(CodeSize::Bits64, true);
+        let half = Width::new(4);
         assert_eq!(half.write(0x1234_5678_9abc_def0, 0x1_0000_0001), 1);
     }
 }
