@@ -62,22 +62,54 @@ const RAM: u64 = 4 << 20;
 
 /// What runs at boot, in this order, unless the command line's `guests=` names others.
 pub const LIST: [Guest; 6] = [
-    Guest { name: "hello", ram: RAM, budget_ms: 10_000, expected: Expected::Success },
-    Guest { name: "spin", ram: RAM, budget_ms: 500, expected: Expected::OutOfTime },
-    Guest { name: "privileged", ram: RAM, budget_ms: 60_000, expected: Expected::Success },
-    Guest { name: "realmode", ram: RAM, budget_ms: 60_000, expected: Expected::Success },
-    Guest { name: "trespass", ram: RAM, budget_ms: 10_000, expected: Expected::NestedFault },
-    Guest { name: "crash", ram: RAM, budget_ms: 10_000, expected: Expected::TripleFault },
+    Guest {
+        name: "hello",
+        ram: RAM,
+        budget_ms: 10_000,
+        expected: Expected::Success,
+    },
+    Guest {
+        name: "spin",
+        ram: RAM,
+        budget_ms: 500,
+        expected: Expected::OutOfTime,
+    },
+    Guest {
+        name: "privileged",
+        ram: RAM,
+        budget_ms: 60_000,
+        expected: Expected::Success,
+    },
+    Guest {
+        name: "realmode",
+        ram: RAM,
+        budget_ms: 60_000,
+        expected: Expected::Success,
+    },
+    Guest {
+        name: "trespass",
+        ram: RAM,
+        budget_ms: 10_000,
+        expected: Expected::NestedFault,
+    },
+    Guest {
+        name: "crash",
+        ram: RAM,
+        budget_ms: 10_000,
+        expected: Expected::TripleFault,
+    },
 ];
 
 /// What the list says of the guest called `name`; of one that is not listed: 4 MiB, a minute, and success.
 pub fn listed(name: &str) -> Guest {
-    LIST.into_iter().find(|guest| guest.name == name).unwrap_or(Guest {
-        name: "",
-        ram: RAM,
-        budget_ms: 60_000,
-        expected: Expected::Success,
-    })
+    LIST.into_iter()
+        .find(|guest| guest.name == name)
+        .unwrap_or(Guest {
+            name: "",
+            ram: RAM,
+            budget_ms: 60_000,
+            expected: Expected::Success,
+        })
 }
 
 /// The guests that `names` (comma-separated) lists, or the whole list.
@@ -87,7 +119,10 @@ pub fn chosen(names: Option<&'static str>) -> Vec<Guest> {
         Some(names) => names
             .split(',')
             .filter(|name| !name.is_empty())
-            .map(|name| Guest { name, ..listed(name) })
+            .map(|name| Guest {
+                name,
+                ..listed(name)
+            })
             .collect(),
     }
 }
@@ -117,7 +152,8 @@ pub fn build<V: Vendor>(
     };
     let domain = Arc::new(domain);
     let result = Vcpu::new(Arc::clone(&domain), domain.next_vcpu()).and_then(|mut vcpu| {
-        vcpu.set_state(cpu, &state).map_err(|why| BuildError::BadState(why.0))?;
+        vcpu.set_state(cpu, &state)
+            .map_err(|why| BuildError::BadState(why.0))?;
         Ok(vcpu)
     });
     if result.is_err()
@@ -130,7 +166,8 @@ pub fn build<V: Vendor>(
 
 /// Fills the domain's memory from the image, and says in which state it starts.
 fn load<V: Vendor>(domain: &Domain<V>, ram: u64, image: &[u8]) -> Result<VcpuState, BuildError> {
-    let file = ElfBytes::<LittleEndian>::minimal_parse(image).map_err(|_| BuildError::BadImage("not an ELF file"))?;
+    let file = ElfBytes::<LittleEndian>::minimal_parse(image)
+        .map_err(|_| BuildError::BadImage("not an ELF file"))?;
     if file.ehdr.e_machine != EM_X86_64 || file.ehdr.e_type != ET_EXEC {
         return Err(BuildError::BadImage("not a static x86-64 executable"));
     }
@@ -139,20 +176,32 @@ fn load<V: Vendor>(domain: &Domain<V>, ram: u64, image: &[u8]) -> Result<VcpuSta
     if firmware {
         domain.add_ram(Gpa::new(FIRMWARE), (1 << 32) - FIRMWARE)?;
     }
-    let segments = file.segments().ok_or(BuildError::BadImage("it has no program headers"))?;
+    let segments = file
+        .segments()
+        .ok_or(BuildError::BadImage("it has no program headers"))?;
     for segment in segments.iter().filter(|segment| segment.p_type == PT_LOAD) {
         let bytes = file
             .segment_data(&segment)
             .map_err(|_| BuildError::BadImage("a segment reaches beyond the end of the file"))?;
         if bytes.len() as u64 > segment.p_memsz {
-            return Err(BuildError::BadImage("a segment is larger in the file than in memory"));
+            return Err(BuildError::BadImage(
+                "a segment is larger in the file than in memory",
+            ));
         }
         let start = Gpa::new(segment.p_paddr);
         // The rest of the segment is zero, as all of a new domain's memory is; it must lie in RAM all the same.
-        let end = start.checked_add(segment.p_memsz).ok_or(BuildError::BadImage("a segment's address wraps"))?;
-        let limit = if firmware && start >= Gpa::new(FIRMWARE) { 1 << 32 } else { ram.saturating_sub(TABLES) };
+        let end = start
+            .checked_add(segment.p_memsz)
+            .ok_or(BuildError::BadImage("a segment's address wraps"))?;
+        let limit = if firmware && start >= Gpa::new(FIRMWARE) {
+            1 << 32
+        } else {
+            ram.saturating_sub(TABLES)
+        };
         if end > Gpa::new(limit) {
-            return Err(BuildError::BadImage("a segment does not fit into the domain's RAM"));
+            return Err(BuildError::BadImage(
+                "a segment does not fit into the domain's RAM",
+            ));
         }
         domain
             .write_guest(start, bytes)
@@ -161,7 +210,9 @@ fn load<V: Vendor>(domain: &Domain<V>, ram: u64, image: &[u8]) -> Result<VcpuSta
     if firmware {
         return Ok(VcpuState::RESET);
     }
-    let tables = ram.checked_sub(TABLES).ok_or(BuildError::BadImage("too little RAM"))?;
+    let tables = ram
+        .checked_sub(TABLES)
+        .ok_or(BuildError::BadImage("too little RAM"))?;
     identity_map(domain, tables)?;
     let mut state = VcpuState::long_mode(file.ehdr.e_entry, tables, tables);
     state.rdi = ram;
@@ -181,7 +232,10 @@ fn identity_map<V: Vendor>(domain: &Domain<V>, at: u64) -> Result<(), BuildError
     write(at + PAGE_SIZE, (at + 2 * PAGE_SIZE) | PRESENT_WRITABLE)?;
     for index in 0..512 {
         let page = index * PageSize::Size2M.bytes();
-        write(at + 2 * PAGE_SIZE + index * 8, page | PRESENT_WRITABLE | LARGE)?;
+        write(
+            at + 2 * PAGE_SIZE + index * 8,
+            page | PRESENT_WRITABLE | LARGE,
+        )?;
     }
     Ok(())
 }

@@ -6,20 +6,23 @@ use alloc::boxed::Box;
 use spin::Once;
 
 use crate::arch::cpu::Cpu;
-use crate::arch::{power, time};
+use crate::arch::{fpu, power, time, trap};
 use crate::boot::cmdline;
 use crate::guests;
 use crate::mem::frames::frames;
-use crate::rules::cpuid::CpuidTable;
+use crate::rules::cpuid::{CpuidTable, GuestIdentity};
 use crate::sched::Scheduler;
+
 use crate::virt::svm::Svm;
 use crate::virt::vmx::Vmx;
 use crate::virt::{Capabilities, Lack, Vendor};
 
 /// What every CPU does once the vendor is known.
-type Life = dyn Fn(&'static Cpu) -> ! + Send + Sync;
+trait Life: Send + Sync {
+    fn live(&self, cpu: &'static Cpu) -> !;
+}
 
-static LIFE: Once<Box<Life>> = Once::new();
+static LIFE: Once<Box<dyn Life>> = Once::new();
 
 /// Exit status of a machine that cannot run guests.
 const NO_VIRTUALISATION: u32 = 2;
@@ -28,7 +31,7 @@ const NO_VIRTUALISATION: u32 = 2;
 pub fn other_cpu(cpu: &'static Cpu) -> ! {
     loop {
         if let Some(life) = LIFE.get() {
-            life(cpu);
+            life.live(cpu);
         }
         core::hint::spin_loop();
     }
@@ -43,7 +46,7 @@ pub fn launch(cpu: &'static Cpu) -> ! {
             log::error!("this CPU cannot run guests");
             log::error!("  VMX: {vmx}");
             log::error!("  SVM: {svm}");
-            power::end(NO_VIRTUALISATION);
+            power::end(cmdline::options().end, NO_VIRTUALISATION);
         }
     }
 }
@@ -51,19 +54,23 @@ pub fn launch(cpu: &'static Cpu) -> ! {
 fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
     show::<V>(capabilities);
     let list = guests::chosen(cmdline::options().guests);
-    let cpuid = CpuidTable::of_host(time::tsc_hz() / 1000);
+    let cpuid = CpuidTable::new(&host_cpuid, &identity::<V>());
     let free = frames().free_frames();
-    log::info!("{} guests to run, {} MiB of memory free", list.len(), free >> 8);
+    log::info!(
+        "{} guests to run, {} MiB of memory free",
+        list.len(),
+        free >> 8
+    );
     let scheduler = Scheduler::<V>::new(&list, cpuid);
-    let life = LIFE.call_once(|| Box::new(move |cpu| live(&scheduler, cpu)));
-    life(cpu)
+    LIFE.call_once(|| Box::new(scheduler)).live(cpu)
 }
 
-/// A CPU's way into the scheduler.
-fn live<V: Vendor>(scheduler: &Scheduler<V>, cpu: &'static Cpu) -> ! {
-    match V::enable() {
-        Ok(mut hardware) => scheduler.run(cpu, &mut hardware),
-        Err(lack) => refuse(cpu, lack),
+impl<V: Vendor> Life for Scheduler<V> {
+    fn live(&self, cpu: &'static Cpu) -> ! {
+        match V::enable() {
+            Ok(mut hardware) => self.run(cpu, &mut hardware),
+            Err(lack) => refuse(cpu, lack),
+        }
     }
 }
 
@@ -71,9 +78,32 @@ fn live<V: Vendor>(scheduler: &Scheduler<V>, cpu: &'static Cpu) -> ! {
 fn refuse(cpu: &'static Cpu, lack: Lack) -> ! {
     log::error!("cpu{} runs no guests: {lack}", cpu.id);
     if cpu.id == 0 {
-        power::end(NO_VIRTUALISATION);
+        power::end(cmdline::options().end, NO_VIRTUALISATION);
     }
-    power::park()
+    trap::halt_forever()
+}
+
+/// What the guests' CPUs are.
+fn identity<V: Vendor>() -> GuestIdentity {
+    let instructions = V::guest_instructions();
+    GuestIdentity {
+        vcpus: 1,
+        local_apic: false,
+        invpcid: instructions.invpcid,
+        rdtscp: instructions.rdtscp,
+        xcr0_supported: fpu::features(),
+        tsc_khz: u32::try_from(time::tsc_hz() / 1000).unwrap_or(0),
+        apic_khz: 0,
+        physical_bits: PHYSICAL_BITS.min(host_cpuid(0x8000_0008, 0)[0] as u8),
+    }
+}
+
+/// Bits of a guest-physical address that nested tables of four levels translate.
+const PHYSICAL_BITS: u8 = 48;
+
+fn host_cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+    [result.eax, result.ebx, result.ecx, result.edx]
 }
 
 fn show<V: Vendor>(capabilities: &Capabilities) {

@@ -9,6 +9,16 @@
 extern crate alloc;
 
 pub mod arch;
+pub mod boot;
 pub mod decode;
+pub mod exit;
+pub mod guests;
+pub mod hypercall;
+pub mod launch;
+pub mod log;
 pub mod mem;
+pub mod object;
 pub mod rules;
+pub mod sched;
+pub mod trace;
+pub mod virt;

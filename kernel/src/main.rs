@@ -1,2 +1,46 @@
-//! placeholder
-fn main() {}
+//! The kernel's entry: the boot order, readable at a glance.
+
+#![no_std]
+#![no_main]
+
+use bootloader_api::config::Mapping;
+use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
+use plinth_kernel::arch::{self, cpu, power, smp, time};
+use plinth_kernel::boot::{self, symbols};
+use plinth_kernel::mem::{frames, heap};
+use plinth_kernel::{launch, log};
+
+/// What the loader is asked for: a stack of 128 KiB, and all physical memory mapped.
+const CONFIG: BootloaderConfig = {
+    let mut config = BootloaderConfig::new_default();
+    config.kernel_stack_size = 128 << 10;
+    config.mappings.physical_memory = Some(Mapping::Dynamic);
+    config
+};
+
+entry_point!(main, config = &CONFIG);
+
+fn main(info: &'static mut BootInfo) -> ! {
+    time::start();
+    log::init();
+    ::log::info!("Plinth {} is starting", env!("CARGO_PKG_VERSION"));
+
+    let facts = boot::Facts::take(info);
+    frames::init(facts.memory, facts.physical_offset);
+    heap::init(heap::DEFAULT_BUDGET);
+    symbols::init(facts.kernel_file);
+    if let Some(framebuffer) = facts.framebuffer {
+        log::show_on(framebuffer);
+    }
+    let options = boot::read_modules(facts.ramdisk);
+    log::set_level(options.log);
+
+    let firmware = boot::read_firmware(facts.rsdp);
+    power::init(&firmware);
+    arch::init_boot_cpu(facts.stack);
+    arch::init_interrupts(&firmware);
+    smp::start_all(&firmware, options.maxcpus, launch::other_cpu);
+    boot::report(&firmware);
+
+    launch::launch(cpu::cpu())
+}

@@ -483,6 +483,7 @@ reset_vector:
     .word start - (reset_vector + 3)
     .org 0x1000
     .text
+    .code64
     "#,
     results = const RESULTS,
     tests = const NAMES.len(),

@@ -1,7 +1,10 @@
 //! The debug address registers, which neither VMCS nor VMCB switches. The kernel uses none of them, and its DR7 is clear
 //! whenever it runs: both vendors' CPUs see to that at every exit.
 
-#![allow(unsafe_code, reason = "debug registers are moved by instructions of their own")]
+#![allow(
+    unsafe_code,
+    reason = "debug registers are moved by instructions of their own"
+)]
 
 use core::arch::asm;
 

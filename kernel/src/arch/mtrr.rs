@@ -11,7 +11,9 @@ static MTRRS: Once<Mtrrs> = Once::new();
 
 /// Reads the MTRRs. A CPU without them leaves memory types to the page tables: everything counts as write-back.
 pub fn init() {
-    let there = CpuId::new().get_feature_info().is_some_and(|features| features.has_mtrr());
+    let there = CpuId::new()
+        .get_feature_info()
+        .is_some_and(|features| features.has_mtrr());
     MTRRS.call_once(|| {
         if there {
             // An MSR that the capability register promises and that is not there reads as an unused range.
@@ -24,5 +26,7 @@ pub fn init() {
 
 /// The one type that all of this page has; `None` where it has several. Before [`init`]: uncacheable.
 pub fn memory_type(hpa: Hpa, size: PageSize) -> Option<MemoryType> {
-    MTRRS.get().map_or(Some(MemoryType::Uncacheable), |mtrrs| mtrrs.uniform(hpa, size))
+    MTRRS.get().map_or(Some(MemoryType::Uncacheable), |mtrrs| {
+        mtrrs.uniform(hpa, size)
+    })
 }

@@ -3,12 +3,13 @@
 use plinth_abi::Segment;
 
 use super::{Next, raise};
+use crate::decode;
 use crate::mem::walk::{Intent, PageFault, Paging, WalkError};
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Ending, Vcpu};
 use crate::virt::event::vector;
 use crate::virt::exit::NestedFault;
-use crate::virt::{Event, Vcpu as _, Vendor};
+use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
 
 /// Why an access could not be made for the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,7 +19,12 @@ pub(super) enum Fault {
     /// It takes a page fault.
     PageFault(PageFault),
     /// There is no memory behind its paging.
-    Unmapped { gpa: Gpa, write: bool, fetch: bool, table_walk: bool },
+    Unmapped {
+        gpa: Gpa,
+        write: bool,
+        fetch: bool,
+        table_walk: bool,
+    },
     /// Its tables keep changing: the instruction is run again.
     Again,
 }
@@ -32,7 +38,12 @@ impl Fault {
                 vcpu.hw.set_cr2(fault.address);
                 raise(vcpu, Event::exception(vector::PF, Some(fault.error_code)))
             }
-            Self::Unmapped { gpa, write, fetch, table_walk } => Next::End(Ending::NestedFault(NestedFault {
+            Self::Unmapped {
+                gpa,
+                write,
+                fetch,
+                table_walk,
+            } => Next::End(Ending::NestedFault(NestedFault {
                 gpa,
                 write,
                 fetch,
@@ -53,6 +64,18 @@ pub(super) enum CodeSize {
     Bits32,
     /// 64-bit mode.
     Bits64,
+}
+
+/// The vCPU's name of a segment that an instruction names.
+pub(super) const fn segment_name(segment: decode::Segment) -> SegmentName {
+    match segment {
+        decode::Segment::Es => SegmentName::Es,
+        decode::Segment::Cs => SegmentName::Cs,
+        decode::Segment::Ss => SegmentName::Ss,
+        decode::Segment::Ds => SegmentName::Ds,
+        decode::Segment::Fs => SegmentName::Fs,
+        decode::Segment::Gs => SegmentName::Gs,
+    }
 }
 
 /// Long mode active.
@@ -88,14 +111,23 @@ fn paging<V: Vendor>(vcpu: &Vcpu<V>) -> Paging {
 }
 
 /// The guest-physical address behind a linear one.
-pub(super) fn translate<V: Vendor>(vcpu: &Vcpu<V>, linear: u64, intent: Intent) -> Result<Gpa, Fault> {
+pub(super) fn translate<V: Vendor>(
+    vcpu: &Vcpu<V>,
+    linear: u64,
+    intent: Intent,
+) -> Result<Gpa, Fault> {
     let paging = paging(vcpu);
     vcpu.domain
         .with_memory(|memory| paging.walk(&memory.view(), linear, intent))
         .map_err(|why| match why {
             WalkError::PageFault(fault) => Fault::PageFault(fault),
             WalkError::NotCanonical => Fault::Exception(Event::GP0),
-            WalkError::Unreachable(gpa) => Fault::Unmapped { gpa, write: false, fetch: false, table_walk: true },
+            WalkError::Unreachable(gpa) => Fault::Unmapped {
+                gpa,
+                write: false,
+                fetch: false,
+                table_walk: true,
+            },
             WalkError::Contended => Fault::Again,
         })
 }
@@ -113,12 +145,14 @@ pub(super) fn read_in_page<V: Vendor>(
     intent: Intent,
 ) -> Result<(), Fault> {
     let gpa = translate(vcpu, linear, intent)?;
-    vcpu.domain.read_guest(gpa, out).map_err(|_| Fault::Unmapped {
-        gpa,
-        write: false,
-        fetch: intent == Intent::Fetch,
-        table_walk: false,
-    })
+    vcpu.domain
+        .read_guest(gpa, out)
+        .map_err(|_| Fault::Unmapped {
+            gpa,
+            write: false,
+            fetch: intent == Intent::Fetch,
+            table_walk: false,
+        })
 }
 
 /// Writes `bytes` at `linear`. Both pages are translated before either is written, so that a fault leaves nothing half done.
@@ -133,7 +167,12 @@ pub(super) fn write<V: Vendor>(vcpu: &Vcpu<V>, linear: u64, bytes: &[u8]) -> Res
         if !part.is_empty() {
             vcpu.domain
                 .write_guest(gpa, part)
-                .map_err(|_| Fault::Unmapped { gpa, write: true, fetch: false, table_walk: false })?;
+                .map_err(|_| Fault::Unmapped {
+                    gpa,
+                    write: true,
+                    fetch: false,
+                    table_walk: false,
+                })?;
         }
     }
     Ok(())
@@ -146,5 +185,10 @@ pub(super) fn read<V: Vendor>(vcpu: &Vcpu<V>, linear: u64, out: &mut [u8]) -> Re
     if second.is_empty() {
         return Ok(());
     }
-    read_in_page(vcpu, linear.wrapping_add(first.len() as u64), second, Intent::Read)
+    read_in_page(
+        vcpu,
+        linear.wrapping_add(first.len() as u64),
+        second,
+        Intent::Read,
+    )
 }

@@ -41,7 +41,8 @@ impl LengthCache {
     #[inline(always)]
     fn find(&self, rip: u64, cr3: u64) -> Option<u8> {
         let entry = self.0.get(Self::slot(rip))?.as_ref()?;
-        let same = entry.rip == rip && entry.cr3 == cr3 && entry.window.load() & entry.mask == entry.bytes;
+        let same =
+            entry.rip == rip && entry.cr3 == cr3 && entry.window.load() & entry.mask == entry.bytes;
         same.then_some(entry.length)
     }
 }
@@ -124,13 +125,24 @@ fn position<V: Vendor>(vcpu: &Vcpu<V>) -> (u64, Mode) {
 /// Reads the bytes at RIP: to the end of the page, and on the next page only as much as the instruction needs.
 fn fetch<V: Vendor>(vcpu: &Vcpu<V>) -> Result<Fetched, Fault> {
     let (linear, mode) = position(vcpu);
-    let mut fetched = Fetched { bytes: [0; MAX_LENGTH], count: 0, mode, linear };
+    let mut fetched = Fetched {
+        bytes: [0; MAX_LENGTH],
+        count: 0,
+        mode,
+        linear,
+    };
     let count = MAX_LENGTH.min(access::to_page_end(linear));
     let (here, beyond) = fetched.bytes.split_at_mut(count);
     access::read_in_page(vcpu, linear, here, Intent::Fetch)?;
-    let whole = beyond.is_empty() || !matches!(decode::length(here, mode), Err(DecodeError::Truncated));
+    let whole =
+        beyond.is_empty() || !matches!(decode::length(here, mode), Err(DecodeError::Truncated));
     if !whole {
-        access::read_in_page(vcpu, linear.wrapping_add(count as u64), beyond, Intent::Fetch)?;
+        access::read_in_page(
+            vcpu,
+            linear.wrapping_add(count as u64),
+            beyond,
+            Intent::Fetch,
+        )?;
     }
     fetched.count = if whole { count } else { MAX_LENGTH };
     Ok(fetched)
@@ -142,8 +154,12 @@ fn remember<V: Vendor>(vcpu: &mut Vcpu<V>, fetched: &Fetched, length: u8) {
     if usize::from(length) > WINDOW || access::to_page_end(fetched.linear) < WINDOW {
         return;
     }
-    let Ok(gpa) = access::translate(vcpu, fetched.linear, Intent::Fetch) else { return };
-    let Some(window) = vcpu.domain.with_memory(|memory| memory.window(gpa)) else { return };
+    let Ok(gpa) = access::translate(vcpu, fetched.linear, Intent::Fetch) else {
+        return;
+    };
+    let Some(window) = vcpu.domain.with_memory(|memory| memory.window(gpa)) else {
+        return;
+    };
     let mask = u64::MAX >> (64 - 8 * u32::from(length));
     let mut bytes = [0; WINDOW];
     for (to, from) in bytes.iter_mut().zip(fetched.as_slice()) {

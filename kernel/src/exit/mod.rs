@@ -3,6 +3,7 @@
 //! A handler gets the vCPU that exited and says what happens next. It never blocks, does a bounded amount of work, and
 //! cannot fail but by ending the guest: a guest's error is its own.
 
+mod access;
 mod control;
 mod cpuid;
 mod instruction;
@@ -10,7 +11,7 @@ mod io;
 mod msr;
 mod string;
 
-pub use instruction::LengthCache;
+pub use instruction::{LengthCache, skip};
 
 use crate::hypercall;
 use crate::object::{Ending, Vcpu};
@@ -54,18 +55,22 @@ fn rare<V: Vendor>(vcpu: &mut Vcpu<V>, exit: Exit) -> (Counter, Next) {
         Exit::WriteMsr => (Counter::Msr, msr::write(vcpu)),
         Exit::ControlRegister(access) => (Counter::ControlRegister, control::handle(vcpu, access)),
         Exit::NestedFault(fault) => (Counter::NestedFault, Next::End(Ending::NestedFault(fault))),
-        Exit::NestedMisconfiguration(gpa) => {
-            (Counter::NestedFault, Next::End(Ending::NestedMisconfiguration(gpa)))
-        }
+        Exit::NestedMisconfiguration(gpa) => (
+            Counter::NestedFault,
+            Next::End(Ending::NestedMisconfiguration(gpa)),
+        ),
         Exit::Exception(event) => (Counter::Exception, raise(vcpu, event)),
         Exit::Instruction(which) => (Counter::Instruction, instruction_exit(vcpu, which)),
-        Exit::TaskSwitch { selector } => (Counter::Other, Next::End(Ending::TaskSwitch { selector })),
+        Exit::TaskSwitch { selector } => {
+            (Counter::Other, Next::End(Ending::TaskSwitch { selector }))
+        }
         Exit::InterruptWindow => (Counter::InterruptWindow, Next::Resume),
         Exit::TripleFault => (Counter::Other, Next::End(Ending::TripleFault)),
         Exit::EntryFailed(failure) => (Counter::Other, Next::End(Ending::EntryFailed(failure))),
-        Exit::Unexpected { code, info1, info2 } => {
-            (Counter::Other, Next::End(Ending::UnexpectedExit { code, info1, info2 }))
-        }
+        Exit::Unexpected { code, info1, info2 } => (
+            Counter::Other,
+            Next::End(Ending::UnexpectedExit { code, info1, info2 }),
+        ),
     }
 }
 

@@ -7,7 +7,6 @@ use plinth_abi::Segment;
 
 use super::access::{self, CodeSize};
 use super::{Next, instruction, io, raise};
-use crate::decode;
 use crate::object::Vcpu;
 use crate::virt::event::vector;
 use crate::virt::exit::Io;
@@ -56,23 +55,39 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
     let name = match (access.input, insn.prefixes.segment) {
         (true, _) => SegmentName::Es,
         (false, None) => SegmentName::Ds,
-        (false, Some(segment)) => segment_name(segment),
+        (false, Some(segment)) => access::segment_name(segment),
     };
     let segment = vcpu.hw.segment(name);
     let size = u64::from(access.size);
-    let step = if vcpu.hw.rflags() & DIRECTION != 0 { size.wrapping_neg() } else { size };
+    let step = if vcpu.hw.rflags() & DIRECTION != 0 {
+        size.wrapping_neg()
+    } else {
+        size
+    };
     let ones = io::read_unclaimed(access.size).to_le_bytes();
     let element = ones.get(..usize::from(access.size)).unwrap_or(&ones);
 
-    let mut left = if access.repeat { vcpu.hw.gprs().rcx & width.mask } else { 1 };
+    let mut left = if access.repeat {
+        vcpu.hw.gprs().rcx & width.mask
+    } else {
+        1
+    };
     for _ in 0..ELEMENTS {
         if left == 0 {
             break;
         }
-        let index = if access.input { vcpu.hw.gprs().rdi } else { vcpu.hw.gprs().rsi };
+        let index = if access.input {
+            vcpu.hw.gprs().rdi
+        } else {
+            vcpu.hw.gprs().rsi
+        };
         let offset = index & width.mask;
         let Some(linear) = linear_address(&segment, name, code, offset, size, access.input) else {
-            let fault = if name == SegmentName::Ss { vector::SS } else { vector::GP };
+            let fault = if name == SegmentName::Ss {
+                vector::SS
+            } else {
+                vector::GP
+            };
             return raise(vcpu, Event::exception(fault, Some(0)));
         };
         let result = if access.input {
@@ -96,17 +111,10 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
             gprs.rcx = width.write(gprs.rcx, left);
         }
     }
-    if left == 0 { instruction::skip_and(vcpu, Next::Resume) } else { Next::Resume }
-}
-
-const fn segment_name(segment: decode::Segment) -> SegmentName {
-    match segment {
-        decode::Segment::Es => SegmentName::Es,
-        decode::Segment::Cs => SegmentName::Cs,
-        decode::Segment::Ss => SegmentName::Ss,
-        decode::Segment::Ds => SegmentName::Ds,
-        decode::Segment::Fs => SegmentName::Fs,
-        decode::Segment::Gs => SegmentName::Gs,
+    if left == 0 {
+        instruction::skip_and(vcpu, Next::Resume)
+    } else {
+        Next::Resume
     }
 }
 
@@ -121,12 +129,20 @@ fn linear_address(
     write: bool,
 ) -> Option<u64> {
     if code == CodeSize::Bits64 {
-        let base = if matches!(name, SegmentName::Fs | SegmentName::Gs) { segment.base } else { 0 };
+        let base = if matches!(name, SegmentName::Fs | SegmentName::Gs) {
+            segment.base
+        } else {
+            0
+        };
         return Some(base.wrapping_add(offset));
     }
     let is_code = segment.attributes & 8 != 0;
     let bit1 = segment.attributes & 2 != 0; // writable data, or readable code
-    let allowed = if write { !is_code && bit1 } else { !is_code || bit1 };
+    let allowed = if write {
+        !is_code && bit1
+    } else {
+        !is_code || bit1
+    };
     if !segment.is_present() || !allowed {
         return None;
     }
@@ -134,7 +150,11 @@ fn linear_address(
     let limit = u64::from(segment.limit);
     let expands_down = !is_code && segment.attributes & 4 != 0;
     let inside = if expands_down {
-        let top = if segment.is_default_32() { 0xffff_ffff } else { 0xffff };
+        let top = if segment.is_default_32() {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
         offset > limit && last <= top
     } else {
         last <= limit
@@ -146,7 +166,12 @@ fn linear_address(
 mod tests {
     use super::*;
 
-    const FLAT: Segment = Segment { selector: 8, attributes: Segment::DATA, limit: 0xffff, base: 0x1000 };
+    const FLAT: Segment = Segment {
+        selector: 8,
+        attributes: Segment::DATA,
+        limit: 0xffff,
+        base: 0x1000,
+    };
 
     fn address(segment: &Segment, offset: u64, write: bool) -> Option<u64> {
         linear_address(segment, SegmentName::Es, CodeSize::Bits32, offset, 4, write)
@@ -160,20 +185,32 @@ mod tests {
 
     #[test]
     fn an_expand_down_segment_begins_above_its_limit() {
-        let stack = Segment { attributes: Segment::DATA | 4, ..FLAT };
+        let stack = Segment {
+            attributes: Segment::DATA | 4,
+            ..FLAT
+        };
         assert_eq!(address(&stack, 0xffff, true), None);
         assert_eq!(address(&stack, 0x1_0000, true), Some(0x1_1000));
     }
 
     #[test]
     fn rights_are_those_of_the_descriptor() {
-        let read_only = Segment { attributes: Segment::DATA & !2, ..FLAT };
+        let read_only = Segment {
+            attributes: Segment::DATA & !2,
+            ..FLAT
+        };
         assert_eq!(address(&read_only, 0, true), None);
         assert_eq!(address(&read_only, 0, false), Some(0x1000));
-        let code = Segment { attributes: Segment::CODE32, ..FLAT };
+        let code = Segment {
+            attributes: Segment::CODE32,
+            ..FLAT
+        };
         assert_eq!(address(&code, 0, true), None);
         assert_eq!(address(&code, 0, false), Some(0x1000));
-        let absent = Segment { attributes: 0, ..FLAT };
+        let absent = Segment {
+            attributes: 0,
+            ..FLAT
+        };
         assert_eq!(address(&absent, 0, false), None);
     }
 
@@ -187,7 +224,10 @@ mod tests {
     #[test]
     fn registers_are_written_at_the_address_size() {
         let short = Width::new(2);
-        assert_eq!(short.write(0x1234_5678_9abc_def0, 0x1_0001), 0x1234_5678_9abc_0001);
+        assert_eq!(
+            short.write(0x1234_5678_9abc_def0, 0x1_0001),
+            0x1234_5678_9abc_0001
+        );
         let half = Width::new(4);
         assert_eq!(half.write(0x1234_5678_9abc_def0, 0x1_0000_0001), 1);
     }

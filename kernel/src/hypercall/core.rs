@@ -30,8 +30,12 @@ pub(super) fn console_write<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<Done, Statu
     while done < length {
         let take = (length - done).min(PIECE as u64);
         let at = start.checked_add(done).ok_or(Status::BAD_ADDRESS)?;
-        let Some(bytes) = piece.get_mut(..take as usize) else { break };
-        domain.read_guest(at, bytes).map_err(|_| Status::BAD_ADDRESS)?;
+        let Some(bytes) = piece.get_mut(..take as usize) else {
+            break;
+        };
+        domain
+            .read_guest(at, bytes)
+            .map_err(|_| Status::BAD_ADDRESS)?;
         domain.write_console(bytes);
         done += take;
     }

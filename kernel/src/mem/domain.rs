@@ -41,7 +41,12 @@ impl<F: EntryFormat> DomainMemory<F> {
     pub fn new(domain: u32) -> Option<Self> {
         let mut tables = DomainTables::new(domain);
         let table = NestedTable::new(&mut tables).ok()?;
-        Some(Self { domain, table, tables, ram: Vec::new() })
+        Some(Self {
+            domain,
+            table,
+            tables,
+            ram: Vec::new(),
+        })
     }
 
     /// The root of the nested page table.
@@ -50,7 +55,9 @@ impl<F: EntryFormat> DomainMemory<F> {
     }
 
     fn owner(&self) -> Owner {
-        Owner::GuestRam { domain: self.domain }
+        Owner::GuestRam {
+            domain: self.domain,
+        }
     }
 
     /// Adds `len` bytes of zeroed RAM from `gpa` on, in pages of 2 MiB where there is room and alignment, else of 4 KiB.
@@ -67,14 +74,31 @@ impl<F: EntryFormat> DomainMemory<F> {
         let owner = self.owner();
         let mut done = 0;
         while done < len {
-            let at = gpa.checked_add(done).ok_or(AddError::Map(MapError::OutOfRange))?;
-            let large = at.is_aligned(PageSize::Size2M.bytes()) && len - done >= PageSize::Size2M.bytes();
-            let size = if large { PageSize::Size2M } else { PageSize::Size4K };
-            let frame = frames().allocate(size, owner).map_err(|_| AddError::NoMemory)?;
+            let at = gpa
+                .checked_add(done)
+                .ok_or(AddError::Map(MapError::OutOfRange))?;
+            let large =
+                at.is_aligned(PageSize::Size2M.bytes()) && len - done >= PageSize::Size2M.bytes();
+            let size = if large {
+                PageSize::Size2M
+            } else {
+                PageSize::Size4K
+            };
+            let frame = frames()
+                .allocate(size, owner)
+                .map_err(|_| AddError::NoMemory)?;
             self.ram.push((frame, size));
             let access = Access::READ | Access::WRITE | Access::EXEC;
             self.table
-                .map(&mut self.tables, at, frame, size.bytes(), access, memory_type_of, size)
+                .map(
+                    &mut self.tables,
+                    at,
+                    frame,
+                    size.bytes(),
+                    access,
+                    memory_type_of,
+                    size,
+                )
                 .map_err(AddError::Map)?;
             done += size.bytes();
         }
@@ -88,13 +112,17 @@ impl<F: EntryFormat> DomainMemory<F> {
 
     /// Whether all of `len` bytes from `gpa` on are mapped. Takes a step for each page: `len` is to be small.
     pub fn is_mapped(&self, gpa: Gpa, len: u64) -> bool {
-        let Some(end) = gpa.checked_add(len) else { return false };
+        let Some(end) = gpa.checked_add(len) else {
+            return false;
+        };
         let mut page = gpa.align_down(PAGE_SIZE);
         while page < end {
             if self.table.translate(&self.tables, page).is_none() {
                 return false;
             }
-            let Some(next) = page.checked_add(PAGE_SIZE) else { return false };
+            let Some(next) = page.checked_add(PAGE_SIZE) else {
+                return false;
+            };
             page = next;
         }
         true
@@ -135,7 +163,9 @@ impl Window {
         let value: u64;
         // SAFETY: eight bytes within the physical map, which is never unmapped. The guest may change them meanwhile, so
         // this is no load of the language's: any value will do.
-        unsafe { asm!("mov {}, [{}]", out(reg) value, in(reg) self.0, options(nostack, readonly, preserves_flags)) };
+        unsafe {
+            asm!("mov {}, [{}]", out(reg) value, in(reg) self.0, options(nostack, readonly, preserves_flags))
+        };
         value
     }
 }

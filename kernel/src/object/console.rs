@@ -61,7 +61,10 @@ mod tests {
     #[test]
     fn pieces_become_lines() {
         assert_eq!(lines(&[b"he", b"llo\r\nwor"], false), [b"hello".to_vec()]);
-        assert_eq!(lines(&[b"he", b"llo\nwor"], true), [b"hello".to_vec(), b"wor".to_vec()]);
+        assert_eq!(
+            lines(&[b"he", b"llo\nwor"], true),
+            [b"hello".to_vec(), b"wor".to_vec()]
+        );
     }
 
     #[test]
@@ -73,6 +76,9 @@ mod tests {
     fn a_long_line_is_cut_and_nothing_is_lost() {
         let long = vec![b'x'; LINE * 2 + 1];
         let seen = lines(&[&long], true);
-        assert_eq!(seen.iter().map(Vec::len).collect::<Vec<_>>(), [LINE, LINE, 1]);
+        assert_eq!(
+            seen.iter().map(Vec::len).collect::<Vec<_>>(),
+            [LINE, LINE, 1]
+        );
     }
 }

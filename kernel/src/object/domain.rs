@@ -114,10 +114,13 @@ impl<V: Vendor> Domain<V> {
     /// # Errors
     /// `NoMemory`, or `Map` where it does not fit.
     pub fn add_ram(&self, gpa: Gpa, len: u64) -> Result<(), BuildError> {
-        self.memory.lock().add_ram(gpa, len, &mtrr::memory_type).map_err(|why| match why {
-            AddError::NoMemory => BuildError::NoMemory,
-            AddError::Map(why) => BuildError::Map(why),
-        })
+        self.memory
+            .lock()
+            .add_ram(gpa, len, &mtrr::memory_type)
+            .map_err(|why| match why {
+                AddError::NoMemory => BuildError::NoMemory,
+                AddError::Map(why) => BuildError::Map(why),
+            })
     }
 
     /// Copies from guest-physical memory that is mapped readable.
@@ -137,12 +140,16 @@ impl<V: Vendor> Domain<V> {
 
     /// Writes to the console; whole lines appear in the log.
     pub fn write_console(&self, bytes: &[u8]) {
-        self.console.lock().write(bytes, |line| log::guest_line(&self.name, line));
+        self.console
+            .lock()
+            .write(bytes, |line| log::guest_line(&self.name, line));
     }
 
     /// Shows what the guest wrote last without ending the line.
     pub fn finish_console(&self) {
-        self.console.lock().finish(|line| log::guest_line(&self.name, line));
+        self.console
+            .lock()
+            .finish(|line| log::guest_line(&self.name, line));
     }
 
     /// Gives back every frame. No CPU may run the domain any more, and every CPU has to have flushed what it cached of it.

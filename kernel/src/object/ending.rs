@@ -51,20 +51,43 @@ impl fmt::Display for Ending {
                     (_, true) => "instruction fetch from",
                     _ => "read of",
                 };
-                let what = if fault.present { "protected" } else { "unmapped" };
-                let walk = if fault.table_walk { ", by its page walk" } else { "" };
+                let what = if fault.present {
+                    "protected"
+                } else {
+                    "unmapped"
+                };
+                let walk = if fault.table_walk {
+                    ", by its page walk"
+                } else {
+                    ""
+                };
                 write!(f, "{access} {what} guest-physical {}{walk}", fault.gpa)
             }
             Self::NestedMisconfiguration(gpa) => {
-                write!(f, "nested page tables broken at guest-physical {gpa} (a defect of the kernel)")
+                write!(
+                    f,
+                    "nested page tables broken at guest-physical {gpa} (a defect of the kernel)"
+                )
             }
             Self::OutOfTime => f.write_str("time budget used up"),
             Self::Halted => f.write_str("halted, and nothing can wake it"),
-            Self::TaskSwitch { selector } => write!(f, "hardware task switch to selector {selector:#x}, not emulated"),
-            Self::EntryFailed(failure) => write!(f, "entry refused: {} (code {:#x})", failure.reason, failure.code),
-            Self::Undecodable => f.write_str("an instruction exited that could not be fetched or decoded"),
+            Self::TaskSwitch { selector } => write!(
+                f,
+                "hardware task switch to selector {selector:#x}, not emulated"
+            ),
+            Self::EntryFailed(failure) => write!(
+                f,
+                "entry refused: {} (code {:#x})",
+                failure.reason, failure.code
+            ),
+            Self::Undecodable => {
+                f.write_str("an instruction exited that could not be fetched or decoded")
+            }
             Self::UnexpectedExit { code, info1, info2 } => {
-                write!(f, "unexpected exit {code:#x}, information {info1:#x} {info2:#x}")
+                write!(
+                    f,
+                    "unexpected exit {code:#x}, information {info1:#x} {info2:#x}"
+                )
             }
         }
     }

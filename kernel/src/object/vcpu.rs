@@ -7,10 +7,11 @@ use core::fmt;
 use plinth_abi::VcpuState;
 
 use super::{BuildError, Domain, Ending};
-use crate::arch::cpu::{self, Cpu};
+use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
 use crate::exit::{self, LengthCache, Next};
+use crate::rules::cpuid::VcpuView;
 use crate::rules::msr::MsrState;
 use crate::trace::{Counter, Counters};
 use crate::virt::{BadState, Vcpu as _, Vendor};
@@ -25,6 +26,8 @@ pub struct Vcpu<V: Vendor> {
     pub hw: V::Vcpu,
     /// XCR0 as the guest set it.
     pub xcr0: u64,
+    /// CR8, where no hardware keeps it: the priority class that interrupts must exceed, 0 to 15.
+    pub task_priority: u8,
     /// MSRs that no hardware switches.
     pub msrs: MsrState,
     /// Lengths of instructions that exited, where the CPU does not tell them.
@@ -57,14 +60,16 @@ pub enum Stop {
 impl<V: Vendor> Vcpu<V> {
     /// A vCPU of `domain` in the state after reset.
     pub fn new(domain: Arc<Domain<V>>, id: u32) -> Result<Box<Self>, BuildError> {
-        let hw = V::Vcpu::new(domain.hardware(), domain.nested_root()).map_err(|_| BuildError::NoMemory)?;
+        let hw = V::Vcpu::new(domain.hardware(), domain.nested_root())
+            .map_err(|_| BuildError::NoMemory)?;
         let vector_state = XsaveArea::new().ok_or(BuildError::NoMemory)?;
         Ok(Box::new(Self {
             domain,
             id,
             hw,
             xcr0: 1,
-            msrs: MsrState::default(),
+            task_priority: 0,
+            msrs: MsrState::new(id == 0),
             lengths: LengthCache::default(),
             counters: Counters::default(),
             run_ticks: 0,
@@ -90,7 +95,7 @@ impl<V: Vendor> Vcpu<V> {
     pub fn run(&mut self, cpu: &'static Cpu, hardware: &mut V::Cpu, deadline: u64) -> Stop {
         self.attach(hardware);
         let start = time::tsc();
-        cpu.clear_pending(cpu::PENDING_RESCHEDULE);
+        cpu.take_pending();
         time::arm(deadline);
         self.hw.set_deadline(hardware, deadline);
         let stop = self.run_loop(cpu, hardware, deadline);
@@ -143,14 +148,29 @@ impl<V: Vendor> Vcpu<V> {
                 let _ = self.hw.dump(&mut text);
                 log::error!("\"{name}\" could not be entered; its control structure:\n{text}");
             }
-            _ => log::info!("\"{name}\" vcpu {} left for good:\n{}", self.id, Registers(&self.hw.state())),
+            _ => log::info!(
+                "\"{name}\" vcpu {} left for good:\n{}",
+                self.id,
+                Registers(&self.hw.state())
+            ),
         }
     }
 
     /// The CPUID leaf as this vCPU sees it now.
     #[inline(always)]
     pub fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        self.domain.cpuid.query(leaf, subleaf)
+        let view = VcpuView {
+            apic_id: self.id,
+            cr4: self.hw.cr4(),
+            xcr0: self.xcr0,
+        };
+        self.domain.cpuid.get(leaf, subleaf, &view)
+    }
+
+    /// The guest, which has the CPU, sets its XCR0 to a value that is legal.
+    pub fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        fpu::set_guest_xcr0(value);
     }
 
     /// Loads what the guest owns of this CPU: the vendor's part, vector state, debug addresses.
@@ -163,7 +183,7 @@ impl<V: Vendor> Vcpu<V> {
     /// Saves it again, so that the next vCPU finds nothing of this one.
     fn detach(&mut self, hardware: &mut V::Cpu) {
         self.debug_addresses = debug::addresses();
-        fpu::save(&mut self.vector_state);
+        fpu::save(&mut self.vector_state, self.xcr0);
         self.hw.detach(hardware);
     }
 }
@@ -174,12 +194,40 @@ struct Registers<'a>(&'a VcpuState);
 impl fmt::Display for Registers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = self.0;
-        writeln!(f, "  rip {:016x} rsp {:016x} rflags {:08x}", s.rip, s.rsp, s.rflags)?;
-        writeln!(f, "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", s.rax, s.rbx, s.rcx, s.rdx)?;
-        writeln!(f, "  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", s.rsi, s.rdi, s.rbp, s.r8)?;
-        writeln!(f, "  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", s.r9, s.r10, s.r11, s.r12)?;
-        writeln!(f, "  r13 {:016x} r14 {:016x} r15 {:016x} cr2 {:016x}", s.r13, s.r14, s.r15, s.cr2)?;
-        writeln!(f, "  cr0 {:08x} cr3 {:016x} cr4 {:08x} efer {:04x}", s.cr0, s.cr3, s.cr4, s.efer)?;
-        write!(f, "  cs {:04x} base {:x} limit {:x} attributes {:03x}", s.cs.selector, s.cs.base, s.cs.limit, s.cs.attributes)
+        writeln!(
+            f,
+            "  rip {:016x} rsp {:016x} rflags {:08x}",
+            s.rip, s.rsp, s.rflags
+        )?;
+        writeln!(
+            f,
+            "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+            s.rax, s.rbx, s.rcx, s.rdx
+        )?;
+        writeln!(
+            f,
+            "  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
+            s.rsi, s.rdi, s.rbp, s.r8
+        )?;
+        writeln!(
+            f,
+            "  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
+            s.r9, s.r10, s.r11, s.r12
+        )?;
+        writeln!(
+            f,
+            "  r13 {:016x} r14 {:016x} r15 {:016x} cr2 {:016x}",
+            s.r13, s.r14, s.r15, s.cr2
+        )?;
+        writeln!(
+            f,
+            "  cr0 {:08x} cr3 {:016x} cr4 {:08x} efer {:04x}",
+            s.cr0, s.cr3, s.cr4, s.efer
+        )?;
+        write!(
+            f,
+            "  cs {:04x} base {:x} limit {:x} attributes {:03x}",
+            s.cs.selector, s.cs.base, s.cs.limit, s.cs.attributes
+        )
     }
 }

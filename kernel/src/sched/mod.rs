@@ -8,9 +8,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use crate::arch::cpu::{self, Cpu};
+use crate::arch::cpu::Cpu;
 use crate::arch::{apic, power, time, trap};
-use crate::boot::modules;
+use crate::boot::{cmdline, modules};
 use crate::guests::{self, Guest};
 use crate::object::{DomainId, Ending, Stop, Vcpu};
 use crate::rules::cpuid::CpuidTable;
@@ -85,12 +85,13 @@ impl<V: Vendor> Scheduler<V> {
                 Work::Idle => {
                     time::disarm();
                     trap::enable_and_halt();
-                    cpu.clear_pending(cpu::PENDING_RESCHEDULE);
                 }
                 Work::Finish { surprises } => {
                     V::disable(hardware);
-                    log::info!("all guests have ended, {surprises} of them otherwise than expected");
-                    power::end(surprises);
+                    log::info!(
+                        "all guests have ended, {surprises} of them otherwise than expected"
+                    );
+                    power::end(cmdline::options().end, surprises);
                 }
             }
         }
@@ -109,7 +110,9 @@ impl<V: Vendor> Scheduler<V> {
             return Work::Run(vcpu);
         }
         if state.live == 0 && state.waiting.is_empty() {
-            return Work::Finish { surprises: state.surprises };
+            return Work::Finish {
+                surprises: state.surprises,
+            };
         }
         // Still under the lock: whoever makes work sees this CPU in the list and sends it an interrupt, which stays
         // pending until the halt.
@@ -126,14 +129,16 @@ impl<V: Vendor> Scheduler<V> {
 
     fn wake(state: &mut State<V>) {
         if let Some(idle) = state.idle.pop() {
-            apic::send_ipi(idle.apic_id, apic::KICK);
+            apic::send_ipi(idle.apic_id(), apic::KICK);
         }
     }
 
     fn build(&self, guest: &Guest, hardware: &mut V::Cpu) {
         let id = DomainId(self.next_domain.fetch_add(1, Ordering::Relaxed));
         let mut path = heapless::String::<64>::new();
-        let named = path.push_str("guests/").and_then(|()| path.push_str(guest.name));
+        let named = path
+            .push_str("guests/")
+            .and_then(|()| path.push_str(guest.name));
         let image = named.ok().and_then(|()| modules::modules().find(&path));
         let Some(image) = image else {
             log::error!("guest \"{}\": the module archive has no {path}", guest.name);
@@ -141,7 +146,11 @@ impl<V: Vendor> Scheduler<V> {
         };
         match guests::build::<V>(id, guest, image, self.cpuid.clone(), hardware) {
             Ok(vcpu) => {
-                log::info!("domain {id} \"{}\" starts: {} KiB of RAM", guest.name, guest.ram >> 10);
+                log::info!(
+                    "domain {id} \"{}\" starts: {} KiB of RAM",
+                    guest.name,
+                    guest.ram >> 10
+                );
                 self.make_ready(vcpu);
             }
             Err(why) => {
@@ -159,7 +168,9 @@ impl<V: Vendor> Scheduler<V> {
         match stop {
             Stop::Ended(ending) => self.end(vcpu, ending),
             Stop::Blocked => self.end(vcpu, Ending::Halted),
-            Stop::Preempted | Stop::Yielded if spent_ms >= guest.budget_ms => self.end(vcpu, Ending::OutOfTime),
+            Stop::Preempted | Stop::Yielded if spent_ms >= guest.budget_ms => {
+                self.end(vcpu, Ending::OutOfTime)
+            }
             Stop::Preempted | Stop::Yielded => self.make_ready(vcpu),
         }
     }

@@ -97,7 +97,9 @@ impl Event {
     /// 8.2.9): `second` alone, #DF, or `None` for a triple fault. Interrupts and software events give way: they are
     /// raised again by their source or by running the instruction again.
     pub const fn combine(self, second: Self) -> Option<Self> {
-        if !matches!(self.kind, EventKind::Exception) || !matches!(second.kind, EventKind::Exception) {
+        if !matches!(self.kind, EventKind::Exception)
+            || !matches!(second.kind, EventKind::Exception)
+        {
             return Some(second);
         }
         match (Class::of(self.vector), Class::of(second.vector)) {
@@ -120,7 +122,9 @@ enum Class {
 impl Class {
     const fn of(vector: u8) -> Self {
         match vector {
-            vector::DE | vector::TS | vector::NP | vector::SS | vector::GP | vector::CP => Self::Contributory,
+            vector::DE | vector::TS | vector::NP | vector::SS | vector::GP | vector::CP => {
+                Self::Contributory
+            }
             vector::PF | vector::VE => Self::PageFault,
             vector::DF => Self::DoubleFault,
             _ => Self::Benign,

@@ -116,7 +116,10 @@ pub struct NestedFault {
 
 /// Instructions that exit whatever the guest meant by them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "the instructions' names are their documentation")]
+#[expect(
+    missing_docs,
+    reason = "the instructions' names are their documentation"
+)]
 pub enum Instruction {
     Invd,
     Wbinvd,

@@ -25,6 +25,51 @@ pub struct Gprs {
 }
 
 impl Gprs {
+    /// The register with this encoding; 0 for RSP, which is not here, and beyond 15.
+    pub const fn get(&self, number: u8) -> u64 {
+        match number {
+            0 => self.rax,
+            1 => self.rcx,
+            2 => self.rdx,
+            3 => self.rbx,
+            5 => self.rbp,
+            6 => self.rsi,
+            7 => self.rdi,
+            8 => self.r8,
+            9 => self.r9,
+            10 => self.r10,
+            11 => self.r11,
+            12 => self.r12,
+            13 => self.r13,
+            14 => self.r14,
+            15 => self.r15,
+            _ => 0,
+        }
+    }
+
+    /// Sets the register with this encoding; nothing for RSP and beyond 15.
+    pub const fn set(&mut self, number: u8, value: u64) {
+        let register = match number {
+            0 => &mut self.rax,
+            1 => &mut self.rcx,
+            2 => &mut self.rdx,
+            3 => &mut self.rbx,
+            5 => &mut self.rbp,
+            6 => &mut self.rsi,
+            7 => &mut self.rdi,
+            8 => &mut self.r8,
+            9 => &mut self.r9,
+            10 => &mut self.r10,
+            11 => &mut self.r11,
+            12 => &mut self.r12,
+            13 => &mut self.r13,
+            14 => &mut self.r14,
+            15 => &mut self.r15,
+            _ => return,
+        };
+        *register = value;
+    }
+
     /// EDX:EAX, as RDMSR, WRMSR and XSETBV take a 64-bit value.
     pub const fn edx_eax(&self) -> u64 {
         (self.rdx << 32) | (self.rax & 0xffff_ffff)

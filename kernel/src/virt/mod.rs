@@ -34,9 +34,9 @@ pub trait Vendor: Sized + 'static {
     /// What one CPU holds while the extension is on: VMXON region or host save area, capabilities, tag allocator.
     type Cpu;
     /// The vendor's part of a vCPU.
-    type Vcpu: Vcpu<Self>;
+    type Vcpu: Vcpu<Self> + Send;
     /// The vendor's part of a domain, shared by its vCPUs: MSR and I/O permission bitmaps.
-    type Domain;
+    type Domain: Send + Sync;
 
     /// What this CPU offers, or the first thing that is lacking. Changes nothing.
     fn probe() -> Result<Capabilities, Lack>;
@@ -49,6 +49,9 @@ pub trait Vendor: Sized + 'static {
 
     /// Forgets every guest translation that the calling CPU caches (INVEPT and INVVPID all contexts; ASID flush).
     fn flush_all(cpu: &mut Self::Cpu);
+
+    /// Which instructions run in guests that need more than the host's CPU having them.
+    fn guest_instructions() -> GuestInstructions;
 
     /// Makes the bitmaps of a new domain: every port and every MSR exits, but those MSRs that the hardware switches.
     fn new_domain() -> Result<Self::Domain, OutOfMemory>;
@@ -111,9 +114,10 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn efer(&self) -> u64;
     /// Sets CR2, before a page fault is injected.
     fn set_cr2(&mut self, value: u64);
-    /// Sets CR0 to a value that `exit::cr` has found legal, with what follows from it (EFER.LMA, entry controls).
+    /// Sets CR0 to a value that `exit::cr` has found legal, with what follows from it: EFER.LMA, entry
+    /// controls, the flush of the translations that it invalidates.
     fn set_cr0(&mut self, value: u64);
-    /// Sets CR4 to a legal value.
+    /// Sets CR4 to a legal value, and flushes the translations that this invalidates.
     fn set_cr4(&mut self, value: u64);
     /// Sets EFER to a legal value; LMA is the caller's affair.
     fn set_efer(&mut self, value: u64);
@@ -177,6 +181,15 @@ impl fmt::Display for BadState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
+}
+
+/// Instructions that a guest is shown only where the extension lets it execute them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestInstructions {
+    /// INVPCID.
+    pub invpcid: bool,
+    /// RDTSCP and RDPID, with a TSC_AUX of the vCPU's own.
+    pub rdtscp: bool,
 }
 
 /// There is no frame or heap left for a control structure.

@@ -104,7 +104,11 @@ mod tests {
         let mut tag = Tag::NONE;
         one.validate(&mut tag);
         assert_eq!(two.validate(&mut tag), Flush::All);
-        assert_eq!(one.validate(&mut tag), Flush::Nothing, "a new one, of the old generation");
+        assert_eq!(
+            one.validate(&mut tag),
+            Flush::Nothing,
+            "a new one, of the old generation"
+        );
         assert_eq!(tag.value, 2);
     }
 

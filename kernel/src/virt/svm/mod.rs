@@ -20,13 +20,14 @@ pub mod vcpu;
 pub mod vmcb;
 
 use core::sync::atomic::{AtomicU32, Ordering};
+use raw_cpuid::CpuId;
 
 use self::features::{Identity, VM_CR_LOCK, VM_CR_SVMDIS};
 use self::frame::Framed;
 use self::validate::{IOPM_BYTES, MSRPM_BYTES, cr4, efer};
 use self::vmcb::Vmcb;
 use super::tag::TagAllocator;
-use super::{Capabilities, Lack, OutOfMemory, Vendor};
+use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor};
 use crate::arch::msr::{self, Msr};
 use crate::mem::Hpa;
 use crate::mem::nested::Npt;
@@ -143,6 +144,16 @@ impl Vendor for Svm {
 
     fn flush_all(cpu: &mut SvmCpu) {
         cpu.flush = true;
+    }
+
+    fn guest_instructions() -> GuestInstructions {
+        let cpuid = CpuId::new();
+        GuestInstructions {
+            invpcid: cpuid
+                .get_extended_feature_info()
+                .is_some_and(|info| info.has_invpcid()),
+            rdtscp: Identity::read().has_tsc_aux(),
+        }
     }
 
     fn new_domain() -> Result<SvmDomain, OutOfMemory> {

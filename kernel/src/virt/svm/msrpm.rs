@@ -8,8 +8,17 @@ use crate::arch::msr::Msr;
 /// Bytes of the map: 6 KiB used, 2 KiB reserved.
 pub const BYTES: usize = super::validate::MSRPM_BYTES as usize;
 
-/// MSRs that the guest reads and writes by itself: VMLOAD and VMSAVE switch them (APM2 15.5.2).
-pub const OWN: [Msr; 10] = [
+/// MSRs that the guest reads and writes by itself, at every switch between its threads: VMLOAD and VMSAVE switch them (APM2
+/// 15.5.2).
+pub const OWN: [Msr; 3] = [
+    Msr::IA32_FS_BASE,
+    Msr::IA32_GS_BASE,
+    Msr::IA32_KERNEL_GS_BASE,
+];
+
+/// MSRs that VMLOAD and VMSAVE switch as well, but that a guest writes once: reads do not exit. Writes do, so that values are
+/// checked on CPUs, emulated ones, that take what the manual forbids.
+pub const OWN_READS: [Msr; 7] = [
     Msr::IA32_SYSENTER_CS,
     Msr::IA32_SYSENTER_ESP,
     Msr::IA32_SYSENTER_EIP,
@@ -17,9 +26,6 @@ pub const OWN: [Msr; 10] = [
     Msr::IA32_LSTAR,
     Msr::IA32_CSTAR,
     Msr::IA32_FMASK,
-    Msr::IA32_FS_BASE,
-    Msr::IA32_GS_BASE,
-    Msr::IA32_KERNEL_GS_BASE,
 ];
 
 /// Byte and bit of an MSR's read bit in the map; the write bit is the next one. `None`: not covered, it always exits.
@@ -33,14 +39,18 @@ pub const fn position(msr: Msr) -> Option<(usize, u32)> {
     Some((block + index as usize / 4, index % 4 * 2))
 }
 
-/// Fills a map: reads and writes of everything exit, but of `OWN`.
+/// Fills a map: reads and writes of everything exit, but of `OWN`, and reads of `OWN_READS`.
 pub fn fill(map: &mut [u8; BYTES]) {
+    const READ: u8 = 1;
+    const BOTH: u8 = 3;
     map.fill(0xff);
-    for msr in OWN {
+    let own = OWN.iter().map(|msr| (*msr, BOTH));
+    let reads = OWN_READS.iter().map(|msr| (*msr, READ));
+    for (msr, passes) in own.chain(reads) {
         if let Some((byte, bit)) = position(msr)
             && let Some(bits) = map.get_mut(byte)
         {
-            *bits &= !(0b11 << bit);
+            *bits &= !(passes << bit);
         }
     }
 }
@@ -86,7 +96,8 @@ mod tests {
             .chain(0xc001_0000..0xc001_2000);
         for msr in ranges {
             let own = OWN.contains(&Msr(msr));
-            assert_eq!(exits(&map, msr), (!own, !own), "{msr:#x}");
+            let reads = own || OWN_READS.contains(&Msr(msr));
+            assert_eq!(exits(&map, msr), (!reads, !own), "{msr:#x}");
         }
         assert_eq!(
             exits(&map, 0xc000_0080),

@@ -251,6 +251,7 @@ impl Vcpu<Svm> for SvmVcpu {
             | Intercepts1::SMI
             | Intercepts1::INIT
             | Intercepts1::RDPMC
+            | Intercepts1::CR0_SEL_WRITE
             | Intercepts1::CPUID
             | Intercepts1::RSM
             | Intercepts1::INVD

@@ -21,7 +21,7 @@ pub mod vmcs;
 use raw_cpuid::CpuId;
 
 use super::tag::TagAllocator;
-use super::{Capabilities, Lack, OutOfMemory, Vendor};
+use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor};
 use crate::arch::cpu::cpu;
 use crate::arch::msr::{self, Msr};
 use crate::mem::Hpa;
@@ -31,7 +31,7 @@ use frame::Frame;
 use host::HostState;
 use validate::{Limits, bits};
 pub use vcpu::VmxVcpu;
-use vmcs::{EptPointer, Vpid};
+use vmcs::{EptPointer, SecondaryControls, Vpid};
 
 /// VMX with EPT.
 #[derive(Debug)]
@@ -178,6 +178,19 @@ impl Vendor for Vmx {
 
     fn flush_all(cpu: &mut VmxCpu) {
         cpu.flush();
+    }
+
+    fn guest_instructions() -> GuestInstructions {
+        let cpuid = CpuId::new();
+        let secondary = Controls::new(&Registers::read())
+            .map_or(SecondaryControls::empty(), |controls| controls.secondary);
+        GuestInstructions {
+            invpcid: secondary.contains(SecondaryControls::INVPCID)
+                && cpuid
+                    .get_extended_feature_info()
+                    .is_some_and(|info| info.has_invpcid()),
+            rdtscp: secondary.contains(SecondaryControls::RDTSCP) && has_tsc_aux(),
+        }
     }
 
     fn new_domain() -> Result<VmxDomain, OutOfMemory> {

@@ -1,0 +1,162 @@
+//! Vector state: saved and restored whole whenever another vCPU takes the CPU. The kernel itself is compiled without vector
+//! registers and never touches them.
+
+#![allow(unsafe_code, reason = "XSAVE, XRSTOR and XSETBV")]
+
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use core::arch::asm;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use raw_cpuid::CpuId;
+
+/// State components that this CPU has and that guests may use (XCR0).
+static FEATURES: AtomicU64 = AtomicU64::new(LEGACY);
+/// Bytes of an area that holds them all, in the standard format.
+static AREA_BYTES: AtomicUsize = AtomicUsize::new(FXSAVE_BYTES);
+/// Whether XSAVE is used; else FXSAVE.
+static XSAVE: AtomicBool = AtomicBool::new(false);
+
+/// x87 and SSE: what FXSAVE saves.
+const LEGACY: u64 = 3;
+/// The FXSAVE area (SDM vol. 1 10.5.1).
+const FXSAVE_BYTES: usize = 512;
+/// XSAVE areas are aligned to this (SDM vol. 1 13.4).
+const ALIGNMENT: usize = 64;
+const CR0_MP: u64 = 1 << 1;
+const CR0_EM: u64 = 1 << 2;
+const CR0_TS: u64 = 1 << 3;
+const CR4_OSFXSR: u64 = 1 << 9;
+const CR4_OSXMMEXCPT: u64 = 1 << 10;
+const CR4_OSXSAVE: u64 = 1 << 18;
+
+/// User state components that Plinth knows to be plain data: x87, SSE, AVX, AVX-512, PKRU. What a later CPU may add
+/// (AMX needs permission, CET and others are supervisor's) is not offered.
+const KNOWN: u64 = 0b10_1110_0111;
+
+/// Switches vector state on, on the calling CPU. The boot CPU's call decides what is used.
+pub(super) fn init(boot_cpu: bool) {
+    let cpuid = CpuId::new();
+    let has_xsave = cpuid
+        .get_feature_info()
+        .is_some_and(|features| features.has_xsave());
+    // SAFETY: these bits make vector instructions usable, with their own exceptions; the kernel has none of either.
+    unsafe {
+        asm!("mov {t}, cr0", "and {t}, {clear}", "or {t}, {set}", "mov cr0, {t}",
+            t = out(reg) _, clear = in(reg) !(CR0_EM | CR0_TS), set = in(reg) CR0_MP, options(nostack));
+        let wanted = CR4_OSFXSR | CR4_OSXMMEXCPT | if has_xsave { CR4_OSXSAVE } else { 0 };
+        asm!("mov {t}, cr4", "or {t}, {set}", "mov cr4, {t}", t = out(reg) _, set = in(reg) wanted, options(nostack));
+    }
+    if boot_cpu && has_xsave {
+        // SAFETY: leaf 0Dh exists where XSAVE does.
+        let state = core::arch::x86_64::__cpuid_count(0xd, 0);
+        let features = (u64::from(state.edx) << 32 | u64::from(state.eax)) & KNOWN;
+        // AVX-512's three components belong together, and to AVX.
+        let features = if features & 0xe4 == 0xe4 {
+            features
+        } else {
+            features & !0xe0
+        };
+        XSAVE.store(true, Ordering::Relaxed);
+        FEATURES.store(features, Ordering::Relaxed);
+        write_xcr0(features);
+        let size = core::arch::x86_64::__cpuid_count(0xd, 0).ebx as usize;
+        AREA_BYTES.store(size.max(FXSAVE_BYTES + ALIGNMENT), Ordering::Relaxed);
+    } else if has_xsave && XSAVE.load(Ordering::Relaxed) {
+        write_xcr0(features());
+    }
+}
+
+/// The state components that guests may switch on in XCR0.
+pub fn features() -> u64 {
+    FEATURES.load(Ordering::Relaxed)
+}
+
+/// Bytes of an area.
+pub fn area_bytes() -> usize {
+    AREA_BYTES.load(Ordering::Relaxed)
+}
+
+fn write_xcr0(value: u64) {
+    // SAFETY: the value has only components that CPUID reports, x87 among them; CR4.OSXSAVE is set.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack));
+    }
+}
+
+/// Where a vCPU's vector state waits.
+#[derive(Debug)]
+pub struct XsaveArea(NonNull<u8>);
+
+// SAFETY: plain memory with one owner.
+unsafe impl Send for XsaveArea {}
+
+impl XsaveArea {
+    fn layout() -> Option<Layout> {
+        Layout::from_size_align(area_bytes(), ALIGNMENT).ok()
+    }
+
+    /// The state after reset (SDM vol. 1 13.6: a component whose XSTATE_BV bit is clear is in its initial state), or `None`
+    /// for want of heap.
+    pub fn new() -> Option<Self> {
+        // SAFETY: the layout's size is not zero.
+        let pointer = NonNull::new(unsafe { alloc_zeroed(Self::layout()?) })?;
+        // FCW 037Fh and MXCSR 1F80h (SDM vol. 3 table 11-1). XRSTOR takes MXCSR from memory even for an initial state.
+        // SAFETY: both lie within the 512 bytes that every area has.
+        unsafe {
+            pointer.cast::<u16>().write(0x37f);
+            pointer.add(24).cast::<u32>().write(0x1f80);
+        }
+        Some(Self(pointer))
+    }
+}
+
+impl Drop for XsaveArea {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout() {
+            // SAFETY: allocated by `new` with the same layout, which does not change after the first area was made.
+            unsafe { dealloc(self.0.as_ptr(), layout) };
+        }
+    }
+}
+
+/// Loads a vCPU's vector state, and its XCR0.
+pub fn restore(area: &XsaveArea, xcr0: u64) {
+    let area = area.0.as_ptr();
+    if !XSAVE.load(Ordering::Relaxed) {
+        // SAFETY: 512 bytes, aligned, written by `new` or FXSAVE.
+        unsafe { asm!("fxrstor64 [{}]", in(reg) area, options(nostack, readonly)) };
+        return;
+    }
+    // SAFETY: XCR0 holds all components whenever the kernel runs between vCPUs, so everything is loaded; the area is of that
+    // size and was written by `new` or XSAVE. Vector registers are nobody's but guests'.
+    unsafe {
+        asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, readonly));
+    }
+    if xcr0 != features() {
+        write_xcr0(xcr0);
+    }
+}
+
+/// Saves the state of the vCPU that has the CPU, and makes XCR0 whole again.
+pub fn save(area: &mut XsaveArea, xcr0: u64) {
+    let area = area.0.as_ptr();
+    if !XSAVE.load(Ordering::Relaxed) {
+        // SAFETY: 512 bytes, aligned.
+        unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack)) };
+        return;
+    }
+    if xcr0 != features() {
+        // What the guest switched off keeps its contents in the CPU, and is saved with the rest.
+        write_xcr0(features());
+    }
+    // SAFETY: the area has room for all components of XCR0.
+    unsafe {
+        asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack))
+    };
+}
+
+/// The guest has changed its XCR0.
+pub fn set_guest_xcr0(xcr0: u64) {
+    write_xcr0(xcr0);
+}

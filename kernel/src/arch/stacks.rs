@@ -1,0 +1,45 @@
+//! Which stacks exist, so that a backtrace can tell a frame pointer from a damaged one. Stacks are never freed.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// How many stacks are remembered; a backtrace stops short on those beyond.
+const MAX_STACKS: usize = 4096 + 8;
+
+static STACKS: [(AtomicU64, AtomicU64); MAX_STACKS] =
+    [const { (AtomicU64::new(0), AtomicU64::new(0)) }; MAX_STACKS];
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Remembers the mapped stack from `bottom` (its lowest address) to `top`.
+pub fn remember(bottom: u64, top: u64) {
+    let index = COUNT.fetch_add(1, Ordering::Relaxed);
+    if let Some((low, high)) = STACKS.get(index) {
+        low.store(bottom, Ordering::Relaxed);
+        high.store(top, Ordering::Release);
+    }
+}
+
+/// Whether the `len` bytes at `address` lie on one known stack.
+pub fn holds(address: u64, len: u64) -> bool {
+    let count = COUNT.load(Ordering::Relaxed).min(MAX_STACKS);
+    let Some(end) = address.checked_add(len) else {
+        return false;
+    };
+    STACKS.iter().take(count).any(|(low, high)| {
+        end <= high.load(Ordering::Acquire) && address >= low.load(Ordering::Relaxed)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bytes_wholly_on_a_stack_are_held() {
+        remember(0x1000, 0x3000);
+        assert!(holds(0x1000, 16));
+        assert!(holds(0x2ff0, 16));
+        assert!(!holds(0x2ff8, 16));
+        assert!(!holds(0xff8, 16));
+        assert!(!holds(u64::MAX - 7, 16));
+    }
+}

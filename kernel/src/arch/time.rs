@@ -1,0 +1,333 @@
+//! Time: the TSC, calibrated once, and one timer a CPU that ends slices.
+
+#![allow(unsafe_code, reason = "RDTSC, ports of the PIT and the PM timer")]
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use raw_cpuid::CpuId;
+use x86_64::instructions::port::Port;
+
+use super::apic;
+use super::cpu::{self, Cpu};
+use super::msr::{self, Msr};
+use crate::boot::acpi::PmTimer;
+
+/// TSC ticks a second; 0 until calibrated.
+static TSC_HZ: AtomicU64 = AtomicU64::new(0);
+/// The TSC when the kernel began to count time.
+static START: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds a TSC tick, in units of 2^-32.
+static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
+/// APIC timer ticks a TSC tick, in units of 2^-32.
+static APIC_PER_TICK: AtomicU64 = AtomicU64::new(0);
+/// Whether the APIC timer takes TSC values.
+static TSC_DEADLINE: AtomicBool = AtomicBool::new(false);
+
+const IA32_TSC_DEADLINE: Msr = Msr(0x6e0);
+/// Rate of the ACPI PM timer (ACPI 4.8.3.3).
+const PM_HZ: u64 = 3_579_545;
+/// Rate of the PIT.
+const PIT_HZ: u64 = 1_193_182;
+/// Where chipsets of the i440FX have the PM timer, for machines without ACPI tables.
+const PM_PORT_OF_PIIX4: u16 = 0xb008;
+/// Length of one measurement: a hundredth of a second.
+const MEASURE_PER_SECOND: u64 = 100;
+/// Measurements taken; the median counts.
+const MEASUREMENTS: usize = 5;
+/// TSC rates between these are believed, in Hz. Emulators run slowly: Bochs's rate is its `ips`.
+const PLAUSIBLE: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
+
+/// The TSC, not earlier than the instructions before it.
+#[inline(always)]
+pub fn tsc() -> u64 {
+    // SAFETY: RDTSC is there on every 64-bit CPU, and CR4.TSD is clear.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// TSC ticks a second.
+pub fn tsc_hz() -> u64 {
+    TSC_HZ.load(Ordering::Relaxed)
+}
+
+/// Nanoseconds since the kernel was entered; 0 until the TSC is calibrated.
+pub fn ns_since_boot() -> u64 {
+    scale(
+        tsc().wrapping_sub(START.load(Ordering::Relaxed)),
+        NS_PER_TICK.load(Ordering::Relaxed),
+    )
+}
+
+/// Milliseconds that `ticks` of the TSC take.
+pub fn ms_of_ticks(ticks: u64) -> u64 {
+    scale(ticks, NS_PER_TICK.load(Ordering::Relaxed)) / 1_000_000
+}
+
+/// TSC ticks in `us` microseconds.
+pub fn ticks_of_us(us: u64) -> u64 {
+    (u128::from(us) * u128::from(tsc_hz()) / 1_000_000) as u64
+}
+
+/// `value` times a factor in units of 2^-32; the product of two 64-bit numbers cannot overflow.
+const fn scale(value: u64, factor: u64) -> u64 {
+    ((value as u128 * factor as u128) >> 32) as u64
+}
+
+/// `to` over `from` in units of 2^-32.
+const fn ratio(to: u64, from: u64) -> u64 {
+    (((to as u128) << 32) / from as u128) as u64
+}
+
+/// Waits at least `us` microseconds.
+pub fn delay_us(us: u64) {
+    let end = tsc() + ticks_of_us(us);
+    while tsc() < end {
+        core::hint::spin_loop();
+    }
+}
+
+/// Notes the beginning of time.
+pub fn start() {
+    START.store(tsc(), Ordering::Relaxed);
+}
+
+/// A clock that runs at a known rate.
+enum Reference {
+    Pm(PmTimer),
+    Pit,
+}
+
+impl Reference {
+    /// Lets a hundredth of a second pass, calling `begin` at its start; the number of the clock's ticks, and its rate.
+    fn measure(&self, begin: impl FnOnce()) -> (u64, u64) {
+        match self {
+            Self::Pm(timer) => {
+                let wanted = PM_HZ / MEASURE_PER_SECOND;
+                let first = read_pm(timer);
+                begin();
+                loop {
+                    let gone = pm_ticks(first, read_pm(timer), timer.wide);
+                    if gone >= wanted {
+                        return (gone, PM_HZ);
+                    }
+                }
+            }
+            Self::Pit => {
+                let count = PIT_HZ / MEASURE_PER_SECOND;
+                pit_start(count as u16);
+                begin();
+                while !pit_done() {}
+                (count, PIT_HZ)
+            }
+        }
+    }
+
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Pm(_) => "the ACPI PM timer",
+            Self::Pit => "the PIT",
+        }
+    }
+}
+
+/// Ticks from `first` to `now` of a counter of 24 or 32 bits.
+const fn pm_ticks(first: u32, now: u32, wide: bool) -> u64 {
+    let gone = now.wrapping_sub(first);
+    (if wide { gone } else { gone & 0xff_ffff }) as u64
+}
+
+fn read_pm(timer: &PmTimer) -> u32 {
+    // SAFETY: reading the PM timer has no effect.
+    unsafe { Port::<u32>::new(timer.port).read() }
+}
+
+/// Whether a PM timer counts at this port.
+fn counts(timer: &PmTimer) -> bool {
+    let first = read_pm(timer);
+    first != u32::MAX && (0..10_000).any(|_| read_pm(timer) != first)
+}
+
+/// Starts channel 2 of the PIT, which is the speaker's, to count down once; the speaker stays silent.
+fn pit_start(count: u16) {
+    // SAFETY: channel 2 and its gate are used by nobody else; mode 0, binary.
+    unsafe {
+        let mut gate = Port::<u8>::new(0x61);
+        let kept = gate.read() & !3;
+        gate.write(kept);
+        Port::<u8>::new(0x43).write(0b1011_0000);
+        Port::<u8>::new(0x42).write(count as u8);
+        Port::<u8>::new(0x42).write((count >> 8) as u8);
+        gate.write(kept | 1);
+    }
+}
+
+fn pit_done() -> bool {
+    // SAFETY: reading the port has no effect.
+    unsafe { Port::<u8>::new(0x61).read() & 0x20 != 0 }
+}
+
+/// Measures the TSC's rate and the APIC timer's, on the boot CPU.
+///
+/// CPUID leaf 15h, and a hypervisor's leaf 4000_0010h, are exact where they are right; they are believed where the measurement
+/// agrees within a hundredth.
+pub fn calibrate(pm_timer: Option<PmTimer>) {
+    let pm = pm_timer.unwrap_or(PmTimer {
+        port: PM_PORT_OF_PIIX4,
+        wide: false,
+    });
+    let reference = if counts(&pm) {
+        Reference::Pm(pm)
+    } else {
+        Reference::Pit
+    };
+    let mut tsc_rates = [0; MEASUREMENTS];
+    let mut apic_rates = [0; MEASUREMENTS];
+    for (tsc_rate, apic_rate) in tsc_rates.iter_mut().zip(&mut apic_rates) {
+        apic::timer_masked();
+        let mut first = 0;
+        let (ticks, hz) = reference.measure(|| {
+            apic::timer_count(u32::MAX);
+            first = tsc();
+        });
+        let (last, left) = (tsc(), apic::timer_left());
+        apic::timer_count(0);
+        *tsc_rate = (last - first) * hz / ticks;
+        *apic_rate = u64::from(u32::MAX - left) * hz / ticks;
+    }
+    tsc_rates.sort_unstable();
+    apic_rates.sort_unstable();
+    let measured = tsc_rates[MEASUREMENTS / 2];
+    let apic_hz = apic_rates[MEASUREMENTS / 2];
+    let (hz, source) = match told() {
+        Some((told, source)) if told.abs_diff(measured) <= measured / 100 => (told, source),
+        _ => (measured, reference.name()),
+    };
+    assert!(
+        PLAUSIBLE.contains(&hz),
+        "the TSC's rate was measured as {hz} Hz against {source}: no clock can be kept"
+    );
+    TSC_HZ.store(hz, Ordering::Relaxed);
+    NS_PER_TICK.store(ratio(1_000_000_000, hz), Ordering::Relaxed);
+    APIC_PER_TICK.store(ratio(apic_hz, hz), Ordering::Relaxed);
+    let deadline = CpuId::new()
+        .get_feature_info()
+        .is_some_and(|features| features.has_tsc_deadline());
+    TSC_DEADLINE.store(deadline, Ordering::Relaxed);
+    log::info!(
+        "TSC {}.{:03} MHz by {source}; timer: local APIC, {} ({}.{:03} MHz)",
+        hz / 1_000_000,
+        hz / 1000 % 1000,
+        if deadline { "TSC deadline" } else { "one-shot" },
+        apic_hz / 1_000_000,
+        apic_hz / 1000 % 1000,
+    );
+}
+
+/// What the CPU or a hypervisor below says of the TSC's rate.
+fn told() -> Option<(u64, &'static str)> {
+    let cpuid = CpuId::new();
+    if let Some(hz) = cpuid.get_tsc_info().and_then(|info| info.tsc_frequency()) {
+        return Some((hz, "CPUID leaf 15h"));
+    }
+    let khz = cpuid
+        .get_hypervisor_info()
+        .and_then(|info| info.tsc_frequency())?;
+    Some((u64::from(khz) * 1000, "the hypervisor below"))
+}
+
+/// Sets up the calling CPU's timer; not armed.
+pub(super) fn init_cpu() {
+    if TSC_DEADLINE.load(Ordering::Relaxed) {
+        apic::timer_tsc_deadline();
+    } else {
+        apic::timer_one_shot();
+    }
+}
+
+/// Lets the timer set [`cpu::PENDING_RESCHEDULE`] on the calling CPU when its TSC reaches `deadline`. Replaces what was armed.
+pub fn arm(deadline: u64) {
+    cpu::cpu().deadline.store(deadline, Ordering::Relaxed);
+    program(deadline);
+}
+
+/// Disarms the calling CPU's timer. An interrupt that is already pending comes all the same, and does nothing.
+pub fn disarm() {
+    cpu::cpu().deadline.store(u64::MAX, Ordering::Relaxed);
+    if TSC_DEADLINE.load(Ordering::Relaxed) {
+        // SAFETY: the timer has no effect on memory.
+        unsafe { msr::write(IA32_TSC_DEADLINE, 0) };
+    } else {
+        apic::timer_count(0);
+    }
+}
+
+fn program(deadline: u64) {
+    if TSC_DEADLINE.load(Ordering::Relaxed) {
+        // A deadline in the past fires at once; 0 would disarm (SDM 12.5.4.1).
+        // SAFETY: as in `disarm`.
+        unsafe { msr::write(IA32_TSC_DEADLINE, deadline.max(1)) };
+    } else {
+        let left = deadline.saturating_sub(tsc());
+        apic::timer_count(count_for(left, APIC_PER_TICK.load(Ordering::Relaxed)));
+    }
+}
+
+/// The one-shot count for `ticks` of the TSC: at least 1, for 0 would stop the timer; a wait too long for the counter is cut,
+/// and armed again when it has passed.
+fn count_for(ticks: u64, apic_per_tick: u64) -> u32 {
+    // One more: the division rounds down, and an interrupt that is early has to be armed again.
+    u32::try_from(scale(ticks, apic_per_tick))
+        .unwrap_or(u32::MAX)
+        .saturating_add(1)
+}
+
+/// The timer's interrupt.
+pub(super) fn interrupt(cpu: &Cpu) {
+    let deadline = cpu.deadline.load(Ordering::Relaxed);
+    if deadline == u64::MAX {
+        return;
+    }
+    if tsc() < deadline {
+        program(deadline);
+        return;
+    }
+    cpu.deadline.store(u64::MAX, Ordering::Relaxed);
+    cpu.pending
+        .fetch_or(cpu::PENDING_RESCHEDULE, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_of_ticks_is_a_second() {
+        for hz in [50_000_000, 1_000_000_000, 2_595_123_457, 5_000_000_000] {
+            let ns = scale(hz, ratio(1_000_000_000, hz));
+            assert!(
+                (999_999_990..=1_000_000_000).contains(&ns),
+                "{ns} at {hz} Hz"
+            );
+        }
+    }
+
+    #[test]
+    fn centuries_do_not_overflow() {
+        let hundred_years = 100 * 365 * 86_400 * 2_500_000_000;
+        let ns = scale(hundred_years, ratio(1_000_000_000, 2_500_000_000));
+        assert!(ns.abs_diff(100 * 365 * 86_400 * 1_000_000_000) < 1_000_000_000);
+    }
+
+    #[test]
+    fn a_pm_timer_of_24_bits_wraps() {
+        assert_eq!(pm_ticks(0xff_fff0, 0x10, false), 0x20);
+        assert_eq!(pm_ticks(0xffff_fff0, 0x10, true), 0x20);
+    }
+
+    #[test]
+    fn counts_are_never_zero_and_long_waits_are_cut() {
+        let half = 1 << 31;
+        assert_eq!(count_for(0, half), 1);
+        assert_eq!(count_for(100, half), 51);
+        assert_eq!(count_for(u64::MAX, half), u32::MAX);
+    }
+}

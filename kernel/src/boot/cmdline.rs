@@ -1,0 +1,162 @@
+//! The kernel's command line: blank-separated `key` or `key=value`. Pure but for the place where the result is kept.
+
+use log::LevelFilter;
+use spin::Once;
+
+/// What to do when the machine's work has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Switch the machine off.
+    PowerOff,
+    /// Reset it.
+    Reboot,
+    /// Stop all CPUs and leave the screen readable.
+    Halt,
+}
+
+/// The command line, typed. Keys that are absent have the values of [`Options::DEFAULT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// `log=`: the least urgent level that is printed.
+    pub log: LevelFilter,
+    /// `panic=`: what follows a panic.
+    pub panic: End,
+    /// `end=`: what follows the end of the last guest.
+    pub end: End,
+    /// `maxcpus=`: how many CPUs are brought up at most; at least 1.
+    pub maxcpus: u32,
+    /// `test=`: the machine-test scenario to run.
+    pub test: Option<&'a str>,
+    /// `guests=`: names of the modules to start, comma-separated.
+    pub guests: Option<&'a str>,
+}
+
+impl Options<'_> {
+    /// What holds without a command line.
+    pub const DEFAULT: Options<'static> = Options {
+        log: LevelFilter::Info,
+        panic: End::PowerOff,
+        end: End::PowerOff,
+        maxcpus: u32::MAX,
+        test: None,
+        guests: None,
+    };
+}
+
+/// Reads `text`. Words that mean nothing are handed to `complain`, and have no effect.
+pub fn parse<'a>(text: &'a str, mut complain: impl FnMut(&'a str)) -> Options<'a> {
+    let mut options = Options::DEFAULT;
+    for word in text.split_ascii_whitespace() {
+        if apply(&mut options, word).is_none() {
+            complain(word);
+        }
+    }
+    options
+}
+
+fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
+    let (key, value) = word.split_once('=')?;
+    match key {
+        "log" => options.log = level(value)?,
+        "panic" => options.panic = end(value)?,
+        "end" => options.end = end(value)?,
+        "maxcpus" => options.maxcpus = value.parse().ok().filter(|&count| count > 0)?,
+        "test" => options.test = Some(value).filter(|name| !name.is_empty()),
+        "guests" => options.guests = Some(value),
+        _ => return None,
+    }
+    Some(())
+}
+
+fn level(value: &str) -> Option<LevelFilter> {
+    Some(match value {
+        "error" => LevelFilter::Error,
+        "warn" => LevelFilter::Warn,
+        "info" => LevelFilter::Info,
+        "debug" => LevelFilter::Debug,
+        "trace" => LevelFilter::Trace,
+        _ => return None,
+    })
+}
+
+fn end(value: &str) -> Option<End> {
+    Some(match value {
+        "poweroff" => End::PowerOff,
+        "reboot" => End::Reboot,
+        "halt" => End::Halt,
+        _ => return None,
+    })
+}
+
+static OPTIONS: Once<Options<'static>> = Once::new();
+
+/// Reads the command line once and for all; complains in the log about words that mean nothing.
+pub fn init(text: &'static str) -> &'static Options<'static> {
+    OPTIONS.call_once(|| {
+        parse(text, |word| {
+            log::warn!("command line: `{word}` is not known and has no effect")
+        })
+    })
+}
+
+/// The options in force: the defaults before [`init`].
+pub fn options() -> &'static Options<'static> {
+    OPTIONS.get().unwrap_or(&Options::DEFAULT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quiet(text: &str) -> Options<'_> {
+        parse(text, |word| panic!("complained about {word}"))
+    }
+
+    #[test]
+    fn an_empty_line_means_the_defaults() {
+        assert_eq!(quiet(""), Options::DEFAULT);
+        assert_eq!(quiet(" \n"), Options::DEFAULT);
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let options = quiet("log=trace panic=halt end=reboot maxcpus=3 test=cpu guests=a,b\n");
+        assert_eq!(
+            options,
+            Options {
+                log: LevelFilter::Trace,
+                panic: End::Halt,
+                end: End::Reboot,
+                maxcpus: 3,
+                test: Some("cpu"),
+                guests: Some("a,b"),
+            }
+        );
+    }
+
+    #[test]
+    fn nonsense_is_reported_and_has_no_effect() {
+        let mut seen = Vec::new();
+        let options = parse(
+            "quiet maxcpus=0 log=loud maxcpus=x colour=blue end=",
+            |word| seen.push(word),
+        );
+        assert_eq!(options, Options::DEFAULT);
+        assert_eq!(
+            seen,
+            [
+                "quiet",
+                "maxcpus=0",
+                "log=loud",
+                "maxcpus=x",
+                "colour=blue",
+                "end="
+            ]
+        );
+    }
+
+    #[test]
+    fn the_last_of_two_wins() {
+        assert_eq!(quiet("maxcpus=2 maxcpus=5").maxcpus, 5);
+    }
+}

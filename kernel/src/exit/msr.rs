@@ -1,0 +1,83 @@
+//! RDMSR and WRMSR of registers that the guest does not reach by itself. What they mean is decided by `rules::msr`.
+
+use core::marker::PhantomData;
+
+use super::{Next, control, instruction, raise};
+use crate::arch::msr::Msr;
+use crate::arch::time;
+use crate::object::Vcpu;
+use crate::rules::cr::ControlState;
+use crate::rules::msr::{self, Context};
+use crate::virt::{Event, Vcpu as VendorVcpu, Vendor};
+
+/// The part of a vCPU that the rules need.
+struct View<'a, V: Vendor> {
+    control: ControlState,
+    hw: &'a mut V::Vcpu,
+    vendor: PhantomData<V>,
+}
+
+impl<V: Vendor> Context for View<'_, V> {
+    fn control(&self) -> ControlState {
+        self.control
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        self.hw.set_efer(value);
+    }
+
+    fn host_tsc(&self) -> u64 {
+        time::tsc()
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.hw.set_tsc_offset(offset);
+    }
+
+    fn switched(&self, msr: u32) -> Option<u64> {
+        self.hw.msr(Msr(msr))
+    }
+
+    fn set_switched(&mut self, msr: u32, value: u64) -> bool {
+        self.hw.set_msr(Msr(msr), value)
+    }
+}
+
+/// RDMSR. The CPU has checked CPL 0, under SVM too: its bitmap is consulted after the check.
+pub(super) fn read<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+    let number = vcpu.hw.gprs().rcx as u32;
+    let view = View::<V> {
+        control: control::state(vcpu),
+        hw: &mut vcpu.hw,
+        vendor: PhantomData,
+    };
+    match msr::read(number, &vcpu.msrs, vcpu.domain.cpuid.features(), &view) {
+        Ok(value) => {
+            vcpu.hw.gprs_mut().set_edx_eax(value);
+            instruction::skip_and(vcpu, Next::Resume)
+        }
+        Err(_) => raise(vcpu, Event::GP0),
+    }
+}
+
+/// WRMSR.
+pub(super) fn write<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+    let gprs = vcpu.hw.gprs();
+    let (number, value) = (gprs.rcx as u32, gprs.edx_eax());
+    let control = control::state(vcpu);
+    let mut view = View::<V> {
+        control,
+        hw: &mut vcpu.hw,
+        vendor: PhantomData,
+    };
+    match msr::write(
+        number,
+        value,
+        &mut vcpu.msrs,
+        vcpu.domain.cpuid.features(),
+        &mut view,
+    ) {
+        Ok(()) => instruction::skip_and(vcpu, Next::Resume),
+        Err(_) => raise(vcpu, Event::GP0),
+    }
+}

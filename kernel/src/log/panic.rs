@@ -1,0 +1,93 @@
+//! The end of the kernel by its own fault: says what happened and where, on every sink, with all other CPUs stopped.
+
+#![allow(
+    unsafe_code,
+    reason = "walks the stack by frame pointers that were checked against the known stacks"
+)]
+
+use super::{break_lock, plain_line};
+use crate::arch::{cpu, power, stacks, trap};
+use crate::boot::{cmdline, symbols};
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// The status with which the machine ends after a panic.
+pub const PANIC_STATUS: u32 = 101;
+
+/// Nobody panics yet.
+const NOBODY: u32 = u32::MAX;
+
+static PANICKING: AtomicU32 = AtomicU32::new(NOBODY);
+
+/// Deepest backtrace printed.
+const MAX_FRAMES: usize = 32;
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    trap::disable_interrupts();
+    let me = cpu::id_if_known();
+    match PANICKING.compare_exchange(NOBODY, me, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {}
+        Err(first) if first == me => {
+            // The report itself failed. Say only that, and touch nothing more.
+            break_lock();
+            plain_line(format_args!("plinth: panic during a panic"));
+            trap::halt_forever();
+        }
+        // Another CPU is already reporting; its NMI will stop this one for good.
+        Err(_) => trap::halt_forever(),
+    }
+    power::stop_others();
+    break_lock();
+    let message = info.message();
+    match info.location() {
+        Some(at) => log::error!("panic at {}:{}: {message}", at.file(), at.line()),
+        None => log::error!("panic: {message}"),
+    }
+    let start = match trap::panicking_frame() {
+        Some(frame) => {
+            frame.log();
+            log::error!("  at {:#018x} {}", frame.rip, symbols::Named(frame.rip));
+            frame.rbp
+        }
+        None => frame_pointer(),
+    };
+    backtrace(start);
+    power::end(cmdline::options().panic, PANIC_STATUS)
+}
+
+#[inline(always)]
+fn frame_pointer() -> u64 {
+    let value: u64;
+    // SAFETY: reads a register.
+    unsafe {
+        core::arch::asm!("mov {}, rbp", out(reg) value, options(nomem, nostack, preserves_flags))
+    };
+    value
+}
+
+/// Prints the callers found by following frame pointers from `rbp` on. Every pointer is checked to lie on a known stack
+/// before it is followed, and the walk only ever goes up: damaged frames end it, they cannot make it fault or loop.
+fn backtrace(mut rbp: u64) {
+    for _ in 0..MAX_FRAMES {
+        if rbp % 8 != 0 || !stacks::holds(rbp, 16) {
+            return;
+        }
+        // SAFETY: the 16 bytes at `rbp` lie on a mapped stack, as just checked, and are aligned.
+        let (caller, address) = unsafe {
+            (
+                (rbp as *const u64).read(),
+                (rbp as *const u64).add(1).read(),
+            )
+        };
+        if address == 0 {
+            return;
+        }
+        // The return address follows the call; the call itself is what is named.
+        log::error!("  at {address:#018x} {}", symbols::Named(address - 1));
+        if caller <= rbp {
+            return;
+        }
+        rbp = caller;
+    }
+}
