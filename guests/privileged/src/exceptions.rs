@@ -224,6 +224,9 @@ pub fn double_fault_of_two_contributory() -> Outcome {
 
 /// The same where the kernel injects the first exception: the refused RDMSR exits.
 pub fn double_fault_of_injected() -> Outcome {
+    if crate::left_out_for_tcg("the double fault where an injected exception cannot be delivered") {
+        return Ok(());
+    }
     trap::set_gate(vector::GP, trap::default_gate(vector::GP).absent());
     let result = snippet!("rdmsr").run(Gprs {
         rcx: 0x1234_5678,

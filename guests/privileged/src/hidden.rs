@@ -28,13 +28,6 @@ undefined! {
     vmfunc: "vmfunc";
     invept: "invept rax, [rdi]";
     invvpid: "invvpid rax, [rdi]";
-    vmrun: "vmrun";
-    vmload: "vmload";
-    vmsave: "vmsave";
-    stgi: "stgi";
-    clgi: "clgi";
-    skinit: ".byte 0x0f, 0x01, 0xde";
-    invlpga: ".byte 0x0f, 0x01, 0xdf";
     getsec: ".byte 0x0f, 0x37";
     rsm: "rsm";
     encls: ".byte 0x0f, 0x01, 0xcf";
@@ -45,6 +38,31 @@ undefined! {
 }
 
 /// There are no performance counters: every number is beyond the last.
+/// SVM's own. A guest runs with EFER.SVME set, whatever it reads, and the CPU checks CPL before it looks at intercepts (APM2
+/// 15.9): from CPL 3 they raise #GP on CPUs that have them.
+macro_rules! undefined_at_cpl0 {
+    ($($name:ident: $code:literal;)*) => {$(
+        pub fn $name() -> Outcome {
+            let snippet = snippet!($code);
+            must_fault(&snippet, crate::addresses(), vector::UD, 0)?;
+            match must_fault_user(&snippet, crate::addresses(), vector::GP, 0) {
+                Ok(()) => Ok(()),
+                Err(_) => must_fault_user(&snippet, crate::addresses(), vector::UD, 0),
+            }
+        }
+    )*};
+}
+
+undefined_at_cpl0! {
+    vmrun: "vmrun";
+    vmload: "vmload";
+    vmsave: "vmsave";
+    stgi: "stgi";
+    clgi: "clgi";
+    skinit: ".byte 0x0f, 0x01, 0xde";
+    invlpga: ".byte 0x0f, 0x01, 0xdf";
+}
+
 pub fn rdpmc() -> Outcome {
     for counter in [0u64, 3, 0x4000_0000, 0x1234_5678] {
         let registers = Gprs {

@@ -309,7 +309,6 @@ fn main() -> u64 {
             length::rewritten_code,
             length::through_other_mappings,
             length::in_compatibility_mode,
-            // Last: a kernel that leaves CR3 to TCG sees a failed entry here instead of #GP.
             control::cr3_reserved_bits,
         ]
     )

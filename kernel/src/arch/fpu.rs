@@ -138,25 +138,40 @@ pub fn restore(area: &XsaveArea, xcr0: u64) {
     }
 }
 
-/// Saves the state of the vCPU that has the CPU, and makes XCR0 whole again.
-pub fn save(area: &mut XsaveArea, xcr0: u64) {
+/// Saves the state of the vCPU that has the CPU, and makes XCR0 whole again; returns the guest's XCR0.
+pub fn save(area: &mut XsaveArea) -> u64 {
     let area = area.0.as_ptr();
     if !XSAVE.load(Ordering::Relaxed) {
         // SAFETY: 512 bytes, aligned.
         unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack)) };
-        return;
+        return LEGACY;
     }
+    let xcr0 = xcr0();
     if xcr0 != features() {
         // What the guest switched off keeps its contents in the CPU, and is saved with the rest.
         write_xcr0(features());
     }
     // SAFETY: the area has room for all components of XCR0.
     unsafe {
-        asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack))
-    };
+        asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack));
+    }
+    xcr0
 }
 
-/// The guest has changed its XCR0.
-pub fn set_guest_xcr0(xcr0: u64) {
-    write_xcr0(xcr0);
+/// XCR0: that of the guest which has the CPU. Not every emulator lets XSETBV exit under SVM, so the CPU is what is asked.
+pub fn xcr0() -> u64 {
+    if !XSAVE.load(Ordering::Relaxed) {
+        return LEGACY;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: CR4.OSXSAVE is set.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Sets XCR0 for the guest that has the CPU, to a value found legal.
+pub fn set_xcr0(value: u64) {
+    write_xcr0(value);
 }

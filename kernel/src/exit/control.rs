@@ -3,6 +3,7 @@
 
 use super::access::{self, Fault};
 use super::{Next, instruction, raise};
+use crate::arch::fpu;
 use crate::decode::{Operand, Operation};
 use crate::mem::Gpa;
 use crate::object::Vcpu;
@@ -45,6 +46,10 @@ pub(super) fn state<V: Vendor>(vcpu: &Vcpu<V>) -> ControlState {
 
 /// Serves an access to a control register.
 pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: ControlRegister) -> Next {
+    let length = match instruction::length(vcpu) {
+        Ok(length) => length,
+        Err(next) => return next,
+    };
     let result = match access {
         ControlRegister::Write {
             register,
@@ -65,7 +70,10 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: ControlRegister) -> 
         },
     };
     match result {
-        Ok(()) => instruction::skip_and(vcpu, Next::Resume),
+        Ok(()) => {
+            vcpu.hw.skip(length);
+            Next::Resume
+        }
         Err(fault) => fault.next(vcpu),
     }
 }
@@ -197,7 +205,7 @@ pub(super) fn xsetbv<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
     let supported = vcpu.domain.cpuid.features().xcr0;
     match cr::write_xcr0(value, supported) {
         Ok(value) if index == 0 && vcpu.hw.cpl() == 0 => {
-            vcpu.set_xcr0(value);
+            fpu::set_xcr0(value);
             instruction::skip_and(vcpu, Next::Resume)
         }
         _ => raise(vcpu, Event::GP0),

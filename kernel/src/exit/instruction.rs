@@ -53,15 +53,25 @@ impl LengthCache {
 /// What happens instead, where its length cannot be told.
 #[inline(always)]
 pub fn skip<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<(), Next> {
-    let length = match vcpu.hw.instruction_length() {
-        Some(length) => length,
-        None => match vcpu.lengths.find(vcpu.hw.rip(), vcpu.hw.cr3()) {
-            Some(length) => length,
-            None => decoded_length(vcpu)?,
-        },
-    };
+    let length = length(vcpu)?;
     vcpu.hw.skip(length);
     Ok(())
+}
+
+/// Length in bytes of the instruction that exited. To be asked before the instruction has an effect: what it changes may
+/// change how its bytes are fetched and read.
+///
+/// # Errors
+/// As [`skip`].
+#[inline(always)]
+pub(super) fn length<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u8, Next> {
+    match vcpu.hw.instruction_length() {
+        Some(length) => Ok(length),
+        None => match vcpu.lengths.find(vcpu.hw.rip(), vcpu.hw.cr3()) {
+            Some(length) => Ok(length),
+            None => decoded_length(vcpu),
+        },
+    }
 }
 
 /// Moves past it, and then does `next`.

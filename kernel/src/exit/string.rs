@@ -14,6 +14,8 @@ use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
 
 /// Elements that one exit serves; then the guest is entered again, and exits at the same instruction for the rest.
 const ELEMENTS: u64 = 512;
+/// RFLAGS.TF: a trap after each element.
+const TRAP: u64 = 1 << 8;
 /// RFLAGS.DF: downwards.
 const DIRECTION: u64 = 1 << 10;
 
@@ -72,7 +74,8 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
     } else {
         1
     };
-    for _ in 0..ELEMENTS {
+    let single_step = vcpu.hw.rflags() & TRAP != 0;
+    for _ in 0..if single_step { 1 } else { ELEMENTS } {
         if left == 0 {
             break;
         }

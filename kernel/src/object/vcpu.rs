@@ -24,8 +24,6 @@ pub struct Vcpu<V: Vendor> {
     pub id: u32,
     /// Registers and control structure. Only to be used between attach and detach.
     pub hw: V::Vcpu,
-    /// XCR0 as the guest set it.
-    pub xcr0: u64,
     /// CR8, where no hardware keeps it: the priority class that interrupts must exceed, 0 to 15.
     pub task_priority: u8,
     /// MSRs that no hardware switches.
@@ -40,9 +38,14 @@ pub struct Vcpu<V: Vendor> {
     pub preemptions: u64,
     /// RIP when it last left.
     pub last_rip: u64,
+    /// XCR0, while the vCPU has no CPU.
+    xcr0: u64,
     vector_state: XsaveArea,
     debug_addresses: [u64; 4],
 }
+
+/// The leaf of XSAVE, which alone follows XCR0.
+const LEAF_XSAVE: u32 = 0xd;
 
 /// Why a run of a vCPU came to its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,7 +70,6 @@ impl<V: Vendor> Vcpu<V> {
             domain,
             id,
             hw,
-            xcr0: 1,
             task_priority: 0,
             msrs: MsrState::new(id == 0),
             lengths: LengthCache::default(),
@@ -75,6 +77,7 @@ impl<V: Vendor> Vcpu<V> {
             run_ticks: 0,
             preemptions: 0,
             last_rip: 0,
+            xcr0: 1,
             vector_state,
             debug_addresses: [0; 4],
         }))
@@ -162,15 +165,9 @@ impl<V: Vendor> Vcpu<V> {
         let view = VcpuView {
             apic_id: self.id,
             cr4: self.hw.cr4(),
-            xcr0: self.xcr0,
+            xcr0: if leaf == LEAF_XSAVE { fpu::xcr0() } else { 0 },
         };
         self.domain.cpuid.get(leaf, subleaf, &view)
-    }
-
-    /// The guest, which has the CPU, sets its XCR0 to a value that is legal.
-    pub fn set_xcr0(&mut self, value: u64) {
-        self.xcr0 = value;
-        fpu::set_guest_xcr0(value);
     }
 
     /// Loads what the guest owns of this CPU: the vendor's part, vector state, debug addresses.
@@ -183,7 +180,7 @@ impl<V: Vendor> Vcpu<V> {
     /// Saves it again, so that the next vCPU finds nothing of this one.
     fn detach(&mut self, hardware: &mut V::Cpu) {
         self.debug_addresses = debug::addresses();
-        fpu::save(&mut self.vector_state, self.xcr0);
+        self.xcr0 = fpu::save(&mut self.vector_state);
         self.hw.detach(hardware);
     }
 }
