@@ -39,6 +39,8 @@ struct State<V: Vendor> {
     live: usize,
     /// Domains that ended otherwise than expected, or could not be built.
     surprises: u32,
+    /// A CPU has been told to end the machine; the others have nothing left to do.
+    finishing: bool,
     /// CPUs that halt for want of work.
     idle: Vec<&'static Cpu>,
 }
@@ -60,6 +62,7 @@ impl<V: Vendor> Scheduler<V> {
                 waiting: list.iter().rev().copied().collect(),
                 live: 0,
                 surprises: 0,
+                finishing: false,
                 idle: Vec::new(),
             }),
             cpuid,
@@ -109,7 +112,8 @@ impl<V: Vendor> Scheduler<V> {
         if let Some(vcpu) = state.ready.pop_front() {
             return Work::Run(vcpu);
         }
-        if state.live == 0 && state.waiting.is_empty() {
+        if state.live == 0 && state.waiting.is_empty() && !state.finishing {
+            state.finishing = true;
             return Work::Finish {
                 surprises: state.surprises,
             };

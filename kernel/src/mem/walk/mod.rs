@@ -316,7 +316,9 @@ impl Paging {
         }
         let beyond = 0x000f_ffff_ffff_ffff & !physical;
         if mode.pae && level == 3 {
-            return beyond | 0xfff0_0000_0000_01e6;
+            // A CPU checks them when it loads CR3, not when it walks (SDM 5.4.1); what it leaves out is what is set in memory
+            // since, such as the accessed bit that QEMU's emulation sets.
+            return beyond;
         }
         let mut reserved = beyond;
         if mode.pae {
