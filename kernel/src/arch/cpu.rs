@@ -37,6 +37,8 @@ pub struct Cpu {
     pub pending: AtomicU32,
     /// When the timer is to set [`PENDING_RESCHEDULE`], in TSC ticks; `u64::MAX` when it isn't armed.
     pub(super) deadline: AtomicU64,
+    /// Whether it has stopped for good because another CPU ends the machine.
+    stopped: AtomicBool,
     /// What its interrupts have been.
     pub counters: Counters,
     /// Its descriptor tables. Only this CPU loads them.
@@ -84,6 +86,7 @@ impl Cpu {
             apic_id: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             deadline: AtomicU64::new(u64::MAX),
+            stopped: AtomicBool::new(false),
             counters: Counters::new(),
             tables: Tables::new(),
         }
@@ -101,6 +104,15 @@ impl Cpu {
 
     pub(super) fn set_apic_id(&self, id: u32) {
         self.apic_id.store(id, Ordering::Relaxed);
+    }
+
+    /// Whether it has stopped for good because another CPU ends the machine.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_stopped(&self) {
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// Whether any `PENDING_*` flag is noted.

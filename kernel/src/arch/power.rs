@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "ports and registers that end the machine")]
 
 use core::arch::asm;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Once;
 use x86_64::instructions::port::Port;
@@ -12,9 +12,13 @@ use super::{apic, cpu, paging, time, trap};
 use crate::boot::acpi::{Firmware, Register, Reset, SoftOff};
 use crate::boot::cmdline::End;
 use crate::log;
+use crate::mem::Hva;
 
 /// What the firmware's tables say about the machine's end.
 static WAYS: Once<(Option<SoftOff>, Option<Reset>)> = Once::new();
+/// Where the reset register is mapped, if it lies in memory. At the end it is too late: a stopped CPU may hold the locks that
+/// mapping needs.
+static RESET_REGISTER: Once<Hva> = Once::new();
 
 /// SLP_EN of a PM1 control register (ACPI 4.8.3.2.1).
 const SLEEP_ENABLE: u16 = 1 << 13;
@@ -28,16 +32,45 @@ const BOCHS: u16 = 0x8900;
 /// Remembers how this machine is switched off and reset.
 pub fn init(firmware: &Firmware) {
     WAYS.call_once(|| (firmware.soft_off, firmware.reset));
+    if let Some(Reset {
+        register: Register::Memory(address),
+        ..
+    }) = firmware.reset
+    {
+        match paging::map_mmio(address, 1) {
+            Ok(register) => {
+                RESET_REGISTER.call_once(|| register);
+            }
+            Err(why) => ::log::warn!("the reset register cannot be mapped: {why:?}"),
+        }
+    }
 }
 
-/// Stops every other CPU by an NMI, and waits a while for them.
+/// No CPU ends the machine yet.
+const NOBODY: u32 = u32::MAX;
+/// The CPU that ends the machine. There is only ever one: two that stop each other would leave nobody.
+static LAST: AtomicU32 = AtomicU32::new(NOBODY);
+
+/// Makes the calling CPU the only one that runs: the others are stopped by an NMI and waited for, up to a tenth of a second.
+/// Where another CPU was first with this, the call does not return. A second call by the same CPU does nothing.
 pub fn stop_others() {
     let me = cpu::id_if_known();
-    for other in cpu::cpus().iter().filter(|other| other.id != me) {
-        other.pending.fetch_or(cpu::PENDING_STOP, Ordering::SeqCst);
-        apic::send_nmi(other.apic_id());
+    match LAST.compare_exchange(NOBODY, me, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {}
+        Err(first) if first == me => return,
+        Err(_) => trap::stop(),
     }
-    time::delay_us(PATIENCE_US / 100);
+    let others = || cpu::cpus().iter().filter(|other| other.id != me);
+    log::without_others(|| {
+        for other in others() {
+            other.pending.fetch_or(cpu::PENDING_STOP, Ordering::SeqCst);
+            apic::send_nmi(other.apic_id());
+        }
+        let end = time::tsc() + time::ticks_of_us(PATIENCE_US);
+        while !others().all(|other| other.is_stopped()) && time::tsc() < end {
+            core::hint::spin_loop();
+        }
+    });
 }
 
 /// Ends the machine: stops all CPUs, says so with the status (0: all well), and does as `how` says.
@@ -101,10 +134,10 @@ fn reset() -> ! {
                 value,
             }) => Port::<u8>::new(port).write(value),
             Some(Reset {
-                register: Register::Memory(address),
+                register: Register::Memory(_),
                 value,
             }) => {
-                if let Ok(register) = paging::map_mmio(address, 1) {
+                if let Some(register) = RESET_REGISTER.get() {
                     (register.get() as *mut u8).write_volatile(value);
                 }
             }

@@ -245,7 +245,7 @@ fn nmi() {
     me.counters.nmi.fetch_add(1, Ordering::Relaxed);
     let pending = me.pending.fetch_or(cpu::PENDING_NMI, Ordering::Relaxed);
     if pending & cpu::PENDING_STOP != 0 {
-        halt_forever();
+        stop();
     }
 }
 
@@ -308,6 +308,12 @@ pub fn enable_and_halt() {
 pub fn disable_interrupts() {
     // SAFETY: has no effect on memory.
     unsafe { asm!("cli", options(nomem, nostack)) };
+}
+
+/// Stops this CPU for good, and lets the one that ends the machine know.
+pub fn stop() -> ! {
+    cpu::cpu().set_stopped();
+    halt_forever()
 }
 
 /// Stops this CPU for good.

@@ -100,7 +100,26 @@ pub fn plain_line(args: fmt::Arguments<'_>) {
     emit(&text);
 }
 
-/// Opens the lock for good: called by a panic after the other CPUs were stopped.
+/// How long a CPU that stops the others waits for their last line, in microseconds. 1000 bytes take 87 ms at 115200 baud.
+const LAST_LINE_US: u64 = 300_000;
+
+/// Runs `stop`, which stops all other CPUs for good, at a moment when none of them is in the middle of a line; but does not
+/// wait long for it, for the line may be one in which this CPU failed. Afterwards the lock is open for good.
+pub(crate) fn without_others(stop: impl FnOnce()) {
+    let end = time::tsc() + time::ticks_of_us(LAST_LINE_US);
+    let guard = loop {
+        let guard = SINKS.try_lock();
+        if guard.is_some() || time::tsc() >= end {
+            break guard;
+        }
+        core::hint::spin_loop();
+    };
+    stop();
+    drop(guard);
+    break_lock();
+}
+
+/// Opens the lock for good: called after the other CPUs were stopped.
 pub(crate) fn break_lock() {
     BROKEN.store(true, Ordering::SeqCst);
 }

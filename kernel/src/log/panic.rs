@@ -5,11 +5,11 @@
     reason = "walks the stack by frame pointers that were checked against the known stacks"
 )]
 
-use super::{break_lock, plain_line};
+use super::plain_line;
 use crate::arch::{cpu, power, stacks, trap};
 use crate::boot::{cmdline, symbols};
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The status with which the machine ends after a panic.
 pub const PANIC_STATUS: u32 = 101;
@@ -17,7 +17,10 @@ pub const PANIC_STATUS: u32 = 101;
 /// Nobody panics yet.
 const NOBODY: u32 = u32::MAX;
 
+/// The CPU that panics.
 static PANICKING: AtomicU32 = AtomicU32::new(NOBODY);
+/// Whether it did so again while it reported.
+static AGAIN: AtomicBool = AtomicBool::new(false);
 
 /// Deepest backtrace printed.
 const MAX_FRAMES: usize = 32;
@@ -29,16 +32,18 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     match PANICKING.compare_exchange(NOBODY, me, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {}
         Err(first) if first == me => {
-            // The report itself failed. Say only that, and touch nothing more.
-            break_lock();
+            // The report itself failed. Say only that, and end; if that fails too, touch nothing more.
+            if AGAIN.swap(true, Ordering::SeqCst) {
+                trap::halt_forever();
+            }
+            power::stop_others();
             plain_line(format_args!("plinth: panic during a panic"));
-            trap::halt_forever();
+            power::end(cmdline::options().panic, PANIC_STATUS)
         }
         // Another CPU is already reporting; its NMI will stop this one for good.
-        Err(_) => trap::halt_forever(),
+        Err(_) => trap::stop(),
     }
     power::stop_others();
-    break_lock();
     let message = info.message();
     match info.location() {
         Some(at) => log::error!("panic at {}:{}: {message}", at.file(), at.line()),
