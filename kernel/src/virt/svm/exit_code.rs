@@ -94,6 +94,15 @@ impl ExitCode {
             .map(|(_, name)| *name)
     }
 
+    /// The code in 64 bits: some implementations write the lower half only, and the highest codes are negative numbers.
+    pub const fn widened(self) -> Self {
+        if self.0 >> 31 == 1 {
+            Self(self.0 | !0xffff_ffff)
+        } else {
+            self
+        }
+    }
+
     /// The code of an intercepted exception.
     pub const fn exception(vector: u8) -> Self {
         Self(0x40 + vector as u64)
@@ -143,6 +152,14 @@ mod tests {
         assert_eq!(ExitCode(0x14).to_string(), "CR4_WRITE");
         assert_eq!(ExitCode(0x52).to_string(), "EXCP18");
         assert_eq!(ExitCode(0x404).to_string(), "0x404, which no manual names");
+    }
+
+    #[test]
+    fn half_a_negative_code_is_the_same_code() {
+        assert_eq!(ExitCode(0xffff_ffff).widened(), ExitCode::INVALID);
+        assert_eq!(ExitCode(0xffff_fffe).widened(), ExitCode::BUSY);
+        assert_eq!(ExitCode::INVALID.widened(), ExitCode::INVALID);
+        assert_eq!(ExitCode::NPF.widened(), ExitCode::NPF);
     }
 
     #[test]

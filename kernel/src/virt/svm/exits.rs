@@ -28,7 +28,7 @@ impl Report {
     /// As the CPU wrote it.
     pub fn of(control: &ControlArea, decode_assists: bool) -> Self {
         Self {
-            code: control.exit_code,
+            code: control.exit_code.widened(),
             info1: control.exit_info1,
             info2: control.exit_info2,
             interrupted: control.exit_int_info,

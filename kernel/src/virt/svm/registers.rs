@@ -15,6 +15,8 @@ pub const RFLAGS_TF: u64 = 1 << 8;
 pub const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS: virtual-8086 mode.
 const RFLAGS_VM: u64 = 1 << 17;
+/// DR7: accesses to debug registers raise #DB.
+pub const DR7_GD: u64 = 1 << 13;
 /// DR6: a single step was taken.
 const DR6_BS: u64 = 1 << 14;
 
@@ -41,6 +43,19 @@ pub fn skip(vmcb: &mut Vmcb, length: u8) -> bool {
 fn wrapped(save: &SaveArea, next: u64) -> u64 {
     let is_64_bit = save.efer & efer::LMA != 0 && save.cs.is_long();
     if is_64_bit { next } else { next & 0xffff_ffff }
+}
+
+/// Whether the limit of the IDT leaves room for this vector (APM2 8.2.9, 8.9). Where it does not for #DF, delivering it is a
+/// triple fault, which Bochs takes for the end of the machine.
+pub const fn has_gate(save: &SaveArea, vector: u8) -> bool {
+    let size = if save.cr0 & cr0::PE == 0 {
+        4
+    } else if save.efer & efer::LMA == 0 {
+        8
+    } else {
+        16
+    };
+    vector as u32 * size + (size - 1) <= save.idtr.limit
 }
 
 /// A segment register as any vendor shows it: the DPL of SS is the CPL, the type of TR is busy. SVM keeps the first in a
@@ -410,6 +425,27 @@ mod tests {
         assert_eq!(segment(&vmcb.save, SegmentName::Ss).dpl(), 3);
         let back = super::state(&vmcb, &Gprs::default(), 0, 0);
         assert_eq!(loaded(&back).save.cpl, 3);
+    }
+
+    #[test]
+    fn gates_are_as_large_as_the_mode_says() {
+        for (state, size) in [
+            (VcpuState::RESET, 4),
+            (
+                VcpuState {
+                    cr0: 0x11,
+                    ..VcpuState::RESET
+                },
+                8,
+            ),
+            (LONG, 16),
+        ] {
+            let mut vmcb = loaded(&state);
+            vmcb.save.idtr.limit = 9 * size - 1;
+            assert!(has_gate(&vmcb.save, 8));
+            vmcb.save.idtr.limit = 9 * size - 2;
+            assert!(!has_gate(&vmcb.save, 8));
+        }
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl SvmVcpu {
             &self.vmcb.control,
             self.identity.features.contains(Features::DECODE_ASSISTS),
         );
+        self.mend(report.code);
         let outcome = exits::decode(report);
         if matches!(outcome, Outcome::Invalid) {
             if let Some(event) = self.vmcb.control.event_injection.event() {
@@ -198,6 +199,9 @@ impl SvmVcpu {
                 self.changes |= Changes::EVENT;
                 Exit::Host
             }
+            Outcome::DoubleFault if !registers::has_gate(&self.vmcb.save, vector::DF) => {
+                Exit::TripleFault
+            }
             Outcome::DoubleFault => {
                 self.requeue(Event::DF);
                 Exit::Host
@@ -207,6 +211,26 @@ impl SvmVcpu {
                 Exit::Host
             }
             Outcome::Invalid => self.entry_failure(),
+        }
+    }
+
+    /// Makes the registers what the manual says they are at this exit, where an implementation differs.
+    fn mend(&mut self, code: ExitCode) {
+        const CR0_WRITE: ExitCode = ExitCode(0x10);
+        const DB: ExitCode = ExitCode::exception(vector::DB);
+        match code {
+            // The write has not been made, but Bochs has changed EFER.LMA as if it had.
+            CR0_WRITE => {
+                let cr0 = self.vmcb.save.cr0;
+                registers::set_cr0(&mut self.vmcb.save, cr0);
+                self.touch(CleanBits::CONTROL_REGISTERS);
+            }
+            // DR6 and DR7 are as the handler would see them (APM2 15.12.2): without general detection.
+            DB => {
+                self.vmcb.save.dr7 &= !registers::DR7_GD;
+                self.touch(CleanBits::DEBUG_REGISTERS);
+            }
+            _ => {}
         }
     }
 
@@ -240,9 +264,10 @@ impl Vcpu<Svm> for SvmVcpu {
     fn new(domain: &SvmDomain, nested_root: Hpa) -> Result<Self, OutOfMemory> {
         let mut vmcb: Framed<Vmcb> = Framed::zeroed()?;
         let control = &mut vmcb.control;
-        // Features that a guest is not offered are kept from it in CR4. CR0, CR3 and CR8 are its own: the CPU checks what it
-        // writes, and V_INTR_MASKING gives it a TPR of its own.
-        control.cr_writes = RegisterSet::R4;
+        // Features that a guest is not offered are kept from it in CR4. CR0 is checked, because emulators take what VMRUN
+        // then refuses; it is written seldom. The selective intercept (CR0_SEL_WRITE) would let TS and MP pass, but in
+        // QEMU it overlooks the upper half. CR3 and CR8 are the guest's own: V_INTR_MASKING gives it a TPR of its own.
+        control.cr_writes = RegisterSet::R0 | RegisterSet::R4;
         // #DB and #AC: their delivery can raise them again without end, which no interrupt ends (CVE-2015-8104,
         // CVE-2015-5307). #DF: not every implementation reports the shutdown that may follow.
         control.exceptions = Exceptions::DB | Exceptions::DF | Exceptions::AC | Exceptions::MC;
@@ -251,7 +276,6 @@ impl Vcpu<Svm> for SvmVcpu {
             | Intercepts1::SMI
             | Intercepts1::INIT
             | Intercepts1::RDPMC
-            | Intercepts1::CR0_SEL_WRITE
             | Intercepts1::CPUID
             | Intercepts1::RSM
             | Intercepts1::INVD
