@@ -149,6 +149,9 @@ pub fn bases_keep_values() -> Outcome {
 }
 
 pub fn bases_non_canonical() -> Outcome {
+    if crate::left_out_for_tcg("the check of addresses in MSRs that do not exit") {
+        return Ok(());
+    }
     for msr in [FS_BASE, GS_BASE, KERNEL_GS_BASE] {
         refused(msr, NON_CANONICAL)?;
     }

@@ -115,10 +115,13 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
         }
     }
     if left == 0 {
-        instruction::skip_and(vcpu, Next::Resume)
-    } else {
-        Next::Resume
+        return instruction::skip_and(vcpu, Next::Resume);
     }
+    if single_step {
+        // The trap finds RIP still at the instruction (SDM vol. 3 18.3.1.4).
+        vcpu.hw.skip(0);
+    }
+    Next::Resume
 }
 
 /// The linear address of `size` bytes at `offset`, if the segment allows the access (SDM vol. 3 6.3, 6.8). In 64-bit mode

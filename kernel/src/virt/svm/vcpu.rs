@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code, reason = "enters the guest")]
 
+use core::arch::asm;
 use core::fmt;
 
 use bitflags::bitflags;
@@ -260,6 +261,12 @@ impl SvmVcpu {
     }
 }
 
+/// Writes CR2, which the kernel itself does not use. VMRUN loads it from the block (APM2 15.5.1); Bochs 2.7 does not.
+fn load_cr2(value: u64) {
+    // SAFETY: CR2 has no effect on anything.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
 impl Vcpu<Svm> for SvmVcpu {
     fn new(domain: &SvmDomain, nested_root: Hpa) -> Result<Self, OutOfMemory> {
         let mut vmcb: Framed<Vmcb> = Framed::zeroed()?;
@@ -348,6 +355,7 @@ impl Vcpu<Svm> for SvmVcpu {
         }
         self.take_tag(cpu);
         self.load_tsc_aux();
+        load_cr2(self.vmcb.save.cr2);
     }
 
     fn detach(&mut self, _cpu: &mut SvmCpu) {
@@ -443,6 +451,7 @@ impl Vcpu<Svm> for SvmVcpu {
     fn set_cr2(&mut self, value: u64) {
         self.vmcb.save.cr2 = value;
         self.touch(CleanBits::CR2);
+        load_cr2(value);
     }
 
     fn set_cr0(&mut self, value: u64) {
