@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use spin::Once;
 
 use crate::arch::cpu::Cpu;
-use crate::arch::{fpu, power, time, trap};
+use crate::arch::{fpu, nmi_tick, power, time, trap};
 use crate::boot::cmdline;
 use crate::guests;
 use crate::mem::frames::frames;
@@ -53,6 +53,9 @@ pub fn launch(cpu: &'static Cpu) -> ! {
 
 fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
     show::<V>(capabilities);
+    if !V::bounds_runs() && nmi_tick::is_needed() {
+        nmi_tick::start();
+    }
     let list = guests::chosen(cmdline::options().guests);
     let cpuid = CpuidTable::new(&host_cpuid, &identity::<V>());
     let free = frames().free_frames();

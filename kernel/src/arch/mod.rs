@@ -10,6 +10,7 @@ pub mod gdt;
 pub mod idt;
 pub mod msr;
 pub mod mtrr;
+pub mod nmi_tick;
 pub mod paging;
 pub mod pic;
 pub mod power;

@@ -75,7 +75,7 @@ fn frame_pointer() -> u64 {
 /// before it is followed, and the walk only ever goes up: damaged frames end it, they cannot make it fault or loop.
 fn backtrace(mut rbp: u64) {
     for _ in 0..MAX_FRAMES {
-        if rbp % 8 != 0 || !stacks::holds(rbp, 16) {
+        if !rbp.is_multiple_of(8) || !stacks::holds(rbp, 16) {
             return;
         }
         // SAFETY: the 16 bytes at `rbp` lie on a mapped stack, as just checked, and are aligned.

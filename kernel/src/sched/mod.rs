@@ -170,17 +170,17 @@ impl<V: Vendor> Scheduler<V> {
         let guest = guests::listed(vcpu.domain.name());
         let spent_ms = time::ms_of_ticks(vcpu.run_ticks);
         match stop {
-            Stop::Ended(ending) => self.end(vcpu, ending),
-            Stop::Blocked => self.end(vcpu, Ending::Halted),
+            Stop::Ended(ending) => self.end(*vcpu, ending),
+            Stop::Blocked => self.end(*vcpu, Ending::Halted),
             Stop::Preempted | Stop::Yielded if spent_ms >= guest.budget_ms => {
-                self.end(vcpu, Ending::OutOfTime)
+                self.end(*vcpu, Ending::OutOfTime)
             }
             Stop::Preempted | Stop::Yielded => self.make_ready(vcpu),
         }
     }
 
     /// Reports a domain's end and takes everything back.
-    fn end(&self, vcpu: Box<Vcpu<V>>, ending: Ending) {
+    fn end(&self, vcpu: Vcpu<V>, ending: Ending) {
         let guest = guests::listed(vcpu.domain.name());
         let expected = guest.expected.matches(&ending);
         vcpu.domain.finish_console();
@@ -199,7 +199,7 @@ impl<V: Vendor> Scheduler<V> {
             vcpu.counters.total(),
             vcpu.counters,
         );
-        let Vcpu { domain, hw, .. } = *vcpu;
+        let Vcpu { domain, hw, .. } = vcpu;
         drop(hw);
         match Arc::try_unwrap(domain) {
             Ok(domain) => domain.free(),

@@ -50,6 +50,9 @@ pub trait Vendor: Sized + 'static {
     /// Forgets every guest translation that the calling CPU caches (INVEPT and INVVPID all contexts; ASID flush).
     fn flush_all(cpu: &mut Self::Cpu);
 
+    /// Whether [`Vcpu::set_deadline`] bounds a guest's run by itself on this CPU, without an interrupt of the host's.
+    fn bounds_runs() -> bool;
+
     /// Which instructions run in guests that need more than the host's CPU having them.
     fn guest_instructions() -> GuestInstructions;
 

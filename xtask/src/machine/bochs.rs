@@ -94,6 +94,8 @@ fn configuration(equipment: &Equipment, tools: &Tools, serial: &str) -> String {
     add(format_args!("boot: disk"));
     add(format_args!("sound: waveoutdrv=dummy"));
     add(format_args!("speaker: enabled=0"));
+    // A port that reads its own number: by it the kernel knows Bochs.
+    add(format_args!("port_e9_hack: enabled=1"));
     add(format_args!("log: {LOG}"));
     add(format_args!("panic: action=report"));
     for level in ["error", "info", "debug"] {

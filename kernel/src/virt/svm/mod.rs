@@ -146,6 +146,10 @@ impl Vendor for Svm {
         cpu.flush = true;
     }
 
+    fn bounds_runs() -> bool {
+        false
+    }
+
     fn guest_instructions() -> GuestInstructions {
         let cpuid = CpuId::new();
         GuestInstructions {

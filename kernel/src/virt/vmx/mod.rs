@@ -180,6 +180,10 @@ impl Vendor for Vmx {
         cpu.flush();
     }
 
+    fn bounds_runs() -> bool {
+        Controls::new(&Registers::read()).is_ok_and(|controls| controls.timer_rate.is_some())
+    }
+
     fn guest_instructions() -> GuestInstructions {
         let cpuid = CpuId::new();
         let secondary = Controls::new(&Registers::read())
