@@ -12,6 +12,7 @@ use crate::arch::cpu::Cpu;
 use crate::arch::{apic, power, time, trap};
 use crate::boot::{cmdline, modules};
 use crate::guests::{self, Guest};
+use crate::mem::frames::{Kind, frames};
 use crate::object::{DomainId, Ending, Stop, Vcpu};
 use crate::rules::cpuid::CpuidTable;
 use crate::virt::Vendor;
@@ -91,6 +92,11 @@ impl<V: Vendor> Scheduler<V> {
                 }
                 Work::Finish { surprises } => {
                     V::disable(hardware);
+                    let left = {
+                        let frames = frames();
+                        frames.count(Kind::GuestRam) + frames.count(Kind::NestedTable)
+                    };
+                    log::info!("guests' memory left: {left} frames");
                     log::info!(
                         "all guests have ended, {surprises} of them otherwise than expected"
                     );

@@ -105,20 +105,138 @@ pub const DEFAULT: Scenario = Scenario {
 };
 
 /// All scenarios.
-pub static ALL: &[Scenario] = &[Scenario {
-    name: "boot",
-    expectations: &[
-        Expectation {
-            name: "last-line",
-            pattern: Pattern::Has("plinth: machine ends, status 0"),
-        },
-        Expectation {
-            name: "no-panic",
-            pattern: Pattern::Never("panicked at"),
-        },
-    ],
-    ..DEFAULT
-}];
+pub static ALL: &[Scenario] = &[
+    // The fixed list of guests, two at a time, each ending as it should.
+    Scenario {
+        name: "boot",
+        suites: &["privileged", "realmode", "trespass"],
+        expectations: &[
+            has(
+                "all-as-expected",
+                "all guests have ended, 0 of them otherwise than expected",
+            ),
+            Expectation {
+                name: "no-panic",
+                pattern: Pattern::Never("panic at"),
+            },
+            Expectation {
+                name: "no-unexpected-exit",
+                pattern: Pattern::Never("unexpected exit"),
+            },
+            Expectation {
+                name: "loader-tells-its-steps",
+                pattern: Pattern::Ordered(&[
+                    "boot volume",
+                    "kernel.elf, ",
+                    "modules.tar, ",
+                    "physical memory mapped with pages of up to",
+                    "leaving firmware",
+                    "Plinth",
+                ]),
+            },
+            Expectation {
+                name: "both-cpus-are-listed",
+                pattern: Pattern::Ordered(&[
+                    "2 CPUs, ",
+                    "cpu0 has APIC id 0",
+                    "cpu1 has APIC id 1",
+                ]),
+            },
+            matches("tsc-is-calibrated", r"TSC [1-9]\d*\.\d{3} MHz by "),
+            matches(
+                "capabilities-are-shown",
+                r"(VMX|SVM) is used; what this CPU offers:",
+            ),
+            has("lacks-are-told-in-words", "  -- "),
+            Expectation {
+                name: "two-guests-at-a-time",
+                pattern: Pattern::Ordered(&[
+                    r#""hello" starts"#,
+                    r#""hello" ended"#,
+                    r#""privileged" starts"#,
+                ]),
+            },
+            has("hello-prints", "[hello] Hello from a guest of Plinth."),
+            matches("hello-ends-by-itself", r#""hello" ended: status 0, rip 0x"#),
+            matches(
+                "hello-sees-the-hypervisor",
+                r"\[hello\] hypervisor PlinthPlinth",
+            ),
+            has(
+                "spin-reaches-interrupts-off",
+                "[spin] spinning with interrupts off",
+            ),
+            matches(
+                "spin-ends-by-its-budget",
+                r#""spin" ended: time budget used up"#,
+            ),
+            matches(
+                "spin-is-preempted",
+                r"ran 5\d\d ms, was preempted [2-9]\d times",
+            ),
+            matches(
+                "crash-is-a-triple-fault",
+                r#""crash" ended: triple fault, rip 0x"#,
+            ),
+            matches(
+                "trespass-is-a-nested-fault",
+                r#""trespass" ended: write to unmapped guest-physical 0x400000, rip 0x"#,
+            ),
+            has("memory-comes-back", "guests' memory left: 0 frames"),
+        ],
+        ..DEFAULT
+    },
+    // One CPU for two guests: the one that never yields must not keep the other from its end.
+    Scenario {
+        name: "one-cpu",
+        smp: 1,
+        command_line: "guests=spin,hello",
+        guests: Some(&["spin", "hello"]),
+        expectations: &[
+            Expectation {
+                name: "hello-ends-beside-spin",
+                pattern: Pattern::Ordered(&[
+                    r#""spin" starts"#,
+                    r#""hello" ended: status 0"#,
+                    r#""spin" ended: time budget"#,
+                ]),
+            },
+            has("one-cpu-is-listed", "1 CPUs, "),
+        ],
+        ..DEFAULT
+    },
+    // What the user got wrong is said, and costs nothing else.
+    Scenario {
+        name: "wrong-guest",
+        machines: &[Kind::QemuSvm],
+        command_line: "guests=hello,nobody nonsense=1",
+        guests: Some(&["hello"]),
+        status: 1,
+        expectations: &[
+            has(
+                "missing-module-is-named",
+                "the module archive has no guests/nobody",
+            ),
+            has("unknown-word-is-named", "`nonsense=1` is not known"),
+            matches("the-other-guest-runs", r#""hello" ended: status 0"#),
+        ],
+        ..DEFAULT
+    },
+];
+
+const fn has(name: &'static str, text: &'static str) -> Expectation {
+    Expectation {
+        name,
+        pattern: Pattern::Has(text),
+    }
+}
+
+const fn matches(name: &'static str, regex: &'static str) -> Expectation {
+    Expectation {
+        name,
+        pattern: Pattern::Matches(regex),
+    }
+}
 
 #[cfg(test)]
 mod tests {
