@@ -12,6 +12,7 @@ use crate::guests;
 use crate::mem::frames::frames;
 use crate::rules::cpuid::{CpuidTable, GuestIdentity};
 use crate::sched::Scheduler;
+use crate::selftest;
 
 use crate::virt::svm::Svm;
 use crate::virt::vmx::Vmx;
@@ -33,6 +34,7 @@ pub fn other_cpu(cpu: &'static Cpu) -> ! {
         if let Some(life) = LIFE.get() {
             life.live(cpu);
         }
+        selftest::serve(cpu);
         core::hint::spin_loop();
     }
 }

@@ -20,5 +20,6 @@ pub mod mem;
 pub mod object;
 pub mod rules;
 pub mod sched;
+pub mod selftest;
 pub mod trace;
 pub mod virt;

@@ -8,7 +8,7 @@ use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
 use plinth_kernel::arch::{self, cpu, power, smp, time};
 use plinth_kernel::boot::{self, symbols};
 use plinth_kernel::mem::{frames, heap};
-use plinth_kernel::{launch, log};
+use plinth_kernel::{launch, log, selftest};
 
 /// What the loader is asked for: a stack of 128 KiB, and all physical memory mapped.
 const CONFIG: BootloaderConfig = {
@@ -42,5 +42,8 @@ fn main(info: &'static mut BootInfo) -> ! {
     smp::start_all(&firmware, options.maxcpus, launch::other_cpu);
     boot::report(&firmware);
 
+    if let Some(test) = options.test {
+        selftest::run(test);
+    }
     launch::launch(cpu::cpu())
 }

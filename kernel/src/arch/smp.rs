@@ -9,6 +9,7 @@
     reason = "code and tables for CPUs in real mode, in frames below 1 MiB"
 )]
 
+use alloc::vec::Vec;
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -17,7 +18,7 @@ use spin::Once;
 use super::apic::{self, Target};
 use super::cpu::{self, Cpu};
 use super::msr::{self, Msr};
-use super::{fpu, gdt, idt, paging, stacks, time, trap};
+use super::{fpu, gdt, idt, mtrr, paging, stacks, time, trap};
 use crate::boot::acpi::Firmware;
 use crate::mem::frames::{Owner, frames};
 use crate::mem::{Hpa, PAGE_SIZE, PageSize, phys};
@@ -133,7 +134,7 @@ struct Shared {
     cr0: u64,
     cr4: u64,
     pat: u64,
-    mtrr_default: Option<u64>,
+    mtrrs: Vec<(u32, u64)>,
 }
 
 /// Frames below 1 MiB that a start needs: the trampoline, and tables that map the low 2 MiB to itself.
@@ -305,7 +306,7 @@ extern "C" fn entry(cpu: &'static Cpu) -> ! {
     cpu.set_apic_id(apic::id());
     time::init_cpu();
     if let Some(shared) = SHARED.get() {
-        shared.compare();
+        shared.adopt_memory_types();
     }
     ONLINE.fetch_add(1, Ordering::AcqRel);
     match LIFE.get() {
@@ -353,7 +354,7 @@ impl Shared {
             cr0,
             cr4,
             pat: msr::read(Msr::IA32_PAT),
-            mtrr_default: msr::try_read(Msr::IA32_MTRR_DEF_TYPE),
+            mtrrs: mtrr::registers(),
         }
     }
 
@@ -367,14 +368,13 @@ impl Shared {
         }
     }
 
-    /// Says where the calling CPU's memory types are others than the boot CPU's (SDM vol. 3 13.11.8 demands the same).
-    fn compare(&self) {
-        let mine = msr::try_read(Msr::IA32_MTRR_DEF_TYPE);
-        if mine != self.mtrr_default {
-            log::warn!(
-                "the CPU with APIC id {} has default memory type {mine:x?}, the boot CPU {:x?}: a fault of the firmware",
+    /// Gives the calling CPU the boot CPU's memory types: a CPU must not run with others (SDM vol. 3 13.11.8).
+    fn adopt_memory_types(&self) {
+        let count = mtrr::adopt(&self.mtrrs);
+        if count != 0 {
+            log::info!(
+                "the CPU with APIC id {} had {count} memory-type registers unlike the boot CPU's, and has got those",
                 apic::id(),
-                self.mtrr_default
             );
         }
     }

@@ -1,5 +1,6 @@
 //! Which stacks exist, so that a backtrace can tell a frame pointer from a damaged one. Stacks are never freed.
 
+use crate::mem::PAGE_SIZE;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// How many stacks are remembered; a backtrace stops short on those beyond.
@@ -29,6 +30,20 @@ pub fn holds(address: u64, len: u64) -> bool {
     })
 }
 
+/// Whether the address lies in the page below a known stack: on the kernel's stacks that is the guard page.
+pub fn is_guard(address: u64) -> bool {
+    all().any(|(low, _)| (low.saturating_sub(PAGE_SIZE)..low).contains(&address))
+}
+
+/// All known stacks: each one's lowest address and its end.
+pub fn all() -> impl Iterator<Item = (u64, u64)> {
+    let count = COUNT.load(Ordering::Relaxed).min(MAX_STACKS);
+    STACKS.iter().take(count).map(|(low, high)| {
+        let top = high.load(Ordering::Acquire);
+        (low.load(Ordering::Relaxed), top)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +56,7 @@ mod tests {
         assert!(!holds(0x2ff8, 16));
         assert!(!holds(0xff8, 16));
         assert!(!holds(u64::MAX - 7, 16));
+        assert!(is_guard(0xfff) && is_guard(0));
+        assert!(!is_guard(0x1000) && !is_guard(0x3000));
     }
 }

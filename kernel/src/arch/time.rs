@@ -28,20 +28,33 @@ const IA32_TSC_DEADLINE: Msr = Msr(0x6e0);
 const PM_HZ: u64 = 3_579_545;
 /// Rate of the PIT.
 const PIT_HZ: u64 = 1_193_182;
+/// What the PIT counts down from: the most.
+const PIT_COUNT: u16 = u16::MAX;
 /// Where chipsets of the i440FX have the PM timer, for machines without ACPI tables.
 const PM_PORT_OF_PIIX4: u16 = 0xb008;
 /// Length of one measurement: a hundredth of a second.
 const MEASURE_PER_SECOND: u64 = 100;
 /// Measurements taken; the median counts.
 const MEASUREMENTS: usize = 5;
+/// TSC ticks after which a clock that has not counted a hundredth of a second is given up: that at the highest plausible rate.
+const STANDSTILL: u64 = 20_000_000_000 / MEASURE_PER_SECOND;
 /// TSC rates between these are believed, in Hz. Emulators run slowly: Bochs's rate is its `ips`.
 const PLAUSIBLE: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
 
-/// The TSC, not earlier than the instructions before it.
+/// The TSC. Not ordered with the instructions around it.
 #[inline(always)]
 pub fn tsc() -> u64 {
     // SAFETY: RDTSC is there on every 64-bit CPU, and CR4.TSD is clear.
     unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The TSC, read after everything before it has been done: for comparing what CPUs see.
+pub fn ordered_tsc() -> u64 {
+    // SAFETY: as for `tsc`; LFENCE is part of SSE2 and orders RDTSC (SDM vol. 2, RDTSC).
+    unsafe {
+        core::arch::x86_64::_mm_lfence();
+        core::arch::x86_64::_rdtsc()
+    }
 }
 
 /// TSC ticks a second.
@@ -97,8 +110,10 @@ enum Reference {
 }
 
 impl Reference {
-    /// Lets a hundredth of a second pass, calling `begin` at its start; the number of the clock's ticks, and its rate.
-    fn measure(&self, begin: impl FnOnce()) -> (u64, u64) {
+    /// Lets a hundredth of a second pass, calling `begin` at its start; the number of the clock's ticks, and its rate. `None`
+    /// where it does not pass.
+    fn measure(&self, begin: impl FnOnce()) -> Option<(u64, u64)> {
+        let end = tsc().saturating_add(STANDSTILL);
         match self {
             Self::Pm(timer) => {
                 let wanted = PM_HZ / MEASURE_PER_SECOND;
@@ -107,16 +122,30 @@ impl Reference {
                 loop {
                     let gone = pm_ticks(first, read_pm(timer), timer.wide);
                     if gone >= wanted {
-                        return (gone, PM_HZ);
+                        return Some((gone, PM_HZ));
+                    }
+                    if tsc() > end {
+                        return None;
                     }
                 }
             }
             Self::Pit => {
-                let count = PIT_HZ / MEASURE_PER_SECOND;
-                pit_start(count as u16);
+                let wanted = PIT_HZ / MEASURE_PER_SECOND;
+                pit_start(PIT_COUNT);
                 begin();
-                while !pit_done() {}
-                (count, PIT_HZ)
+                loop {
+                    // What was counted, not what was asked for: whoever waits may be late.
+                    let gone = u64::from(PIT_COUNT - pit_left());
+                    if pit_done() {
+                        return Some((u64::from(PIT_COUNT), PIT_HZ));
+                    }
+                    if gone >= wanted {
+                        return Some((gone, PIT_HZ));
+                    }
+                    if tsc() > end {
+                        return None;
+                    }
+                }
             }
         }
     }
@@ -160,6 +189,17 @@ fn pit_start(count: u16) {
     }
 }
 
+/// What channel 2 has left to count.
+fn pit_left() -> u16 {
+    // SAFETY: latches the count of channel 2 and reads both halves.
+    unsafe {
+        Port::<u8>::new(0x43).write(0b1000_0000);
+        let mut data = Port::<u8>::new(0x42);
+        u16::from_le_bytes([data.read(), data.read()])
+    }
+}
+
+/// Whether channel 2 has counted down; it goes on from 65535 then.
 fn pit_done() -> bool {
     // SAFETY: reading the port has no effect.
     unsafe { Port::<u8>::new(0x61).read() & 0x20 != 0 }
@@ -179,24 +219,9 @@ pub fn calibrate(pm_timer: Option<PmTimer>) {
     } else {
         Reference::Pit
     };
-    let mut tsc_rates = [0; MEASUREMENTS];
-    let mut apic_rates = [0; MEASUREMENTS];
-    for (tsc_rate, apic_rate) in tsc_rates.iter_mut().zip(&mut apic_rates) {
-        apic::timer_masked();
-        let mut first = 0;
-        let (ticks, hz) = reference.measure(|| {
-            apic::timer_count(u32::MAX);
-            first = tsc();
-        });
-        let (last, left) = (tsc(), apic::timer_left());
-        apic::timer_count(0);
-        *tsc_rate = (last - first) * hz / ticks;
-        *apic_rate = u64::from(u32::MAX - left) * hz / ticks;
-    }
-    tsc_rates.sort_unstable();
-    apic_rates.sort_unstable();
-    let measured = tsc_rates[MEASUREMENTS / 2];
-    let apic_hz = apic_rates[MEASUREMENTS / 2];
+    let Some((measured, apic_hz)) = rates(&reference) else {
+        panic!("{} stands still: no clock can be kept", reference.name());
+    };
     let (hz, source) = match told() {
         Some((told, source)) if told.abs_diff(measured) <= measured / 100 => (told, source),
         _ => (measured, reference.name()),
@@ -220,6 +245,36 @@ pub fn calibrate(pm_timer: Option<PmTimer>) {
         apic_hz / 1_000_000,
         apic_hz / 1000 % 1000,
     );
+}
+
+/// Rates of the TSC and of the APIC timer, in Hz: the medians of several measurements. The timer must not be armed. `None`
+/// where the reference does not count.
+fn rates(reference: &Reference) -> Option<(u64, u64)> {
+    let mut tsc_rates = [0; MEASUREMENTS];
+    let mut apic_rates = [0; MEASUREMENTS];
+    for (tsc_rate, apic_rate) in tsc_rates.iter_mut().zip(&mut apic_rates) {
+        apic::timer_masked();
+        let mut first = 0;
+        let (ticks, hz) = reference.measure(|| {
+            apic::timer_count(u32::MAX);
+            first = tsc();
+        })?;
+        let (last, left) = (tsc(), apic::timer_left());
+        apic::timer_count(0);
+        *tsc_rate = (last - first) * hz / ticks;
+        *apic_rate = u64::from(u32::MAX - left) * hz / ticks;
+    }
+    tsc_rates.sort_unstable();
+    apic_rates.sort_unstable();
+    Some((tsc_rates[MEASUREMENTS / 2], apic_rates[MEASUREMENTS / 2]))
+}
+
+/// The TSC's rate by the PIT, measured anew; `None` where the PIT does not count. Disarms the calling CPU's timer.
+pub(crate) fn tsc_hz_by_pit() -> Option<u64> {
+    disarm();
+    let rates = rates(&Reference::Pit);
+    init_cpu();
+    rates.map(|(tsc_hz, _)| tsc_hz)
 }
 
 /// What the CPU or a hypervisor below says of the TSC's rate.

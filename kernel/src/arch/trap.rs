@@ -6,9 +6,10 @@
 #![allow(unsafe_code, reason = "entry stubs, and the flags of the CPU")]
 
 use core::arch::{asm, global_asm};
+use core::fmt;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{apic, cpu, time};
+use super::{apic, cpu, stacks, time};
 
 /// What the stubs save, from the lowest address up.
 #[derive(Debug)]
@@ -129,14 +130,20 @@ impl Frame {
         ((self.stub - 1 - stubs()) / STUB) as u8
     }
 
+    /// What happened, in words.
+    fn what(&self) -> What {
+        What {
+            vector: self.vector(),
+            error_code: self.error_code,
+            cr2: cr2(),
+        }
+    }
+
     /// Writes the registers to the log.
     pub fn log(&self) {
-        log::error!(
-            "  {} on {}, error code {:#x}",
-            name(self.vector()),
-            self.cs,
-            self.error_code
-        );
+        if stacks::is_guard(cr2()) && matches!(self.vector(), DOUBLE_FAULT | PAGE_FAULT) {
+            log::error!("  the stack has overflowed: cr2 lies in the guard page below it");
+        }
         log::error!(
             "  rip {:016x} rsp {:016x} rflags {:08x} cr2 {:016x}",
             self.rip,
@@ -174,6 +181,56 @@ impl Frame {
     }
 }
 
+/// Prints an exception with its error code in words.
+struct What {
+    vector: u8,
+    error_code: u64,
+    cr2: u64,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bit = |index: u32| self.error_code >> index & 1 != 0;
+        f.write_str(name(self.vector))?;
+        match self.vector {
+            // SDM vol. 3 figure 5-12.
+            PAGE_FAULT => {
+                let access = match (bit(4), bit(1)) {
+                    (true, _) => "fetch from",
+                    (false, true) => "write to",
+                    (false, false) => "read from",
+                };
+                let why = match (bit(0), bit(3)) {
+                    (false, _) => "is not mapped",
+                    (true, true) => "has reserved bits set in its tables",
+                    (true, false) => "does not allow that",
+                };
+                write!(
+                    f,
+                    ": {access} {:#x}, which {why} (error code {:#x})",
+                    self.cr2, self.error_code
+                )
+            }
+            // A selector, and whose table it is in (SDM vol. 3 figure 7-7).
+            10..=13 if self.error_code != 0 => {
+                let table = match self.error_code >> 1 & 3 {
+                    0 => "GDT",
+                    2 => "LDT",
+                    _ => "IDT",
+                };
+                write!(
+                    f,
+                    ": entry {:#x} of the {table} (error code {:#x})",
+                    self.error_code >> 3 & 0x1fff,
+                    self.error_code
+                )
+            }
+            _ if self.error_code != 0 => write!(f, ": error code {:#x}", self.error_code),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The frame of the exception that ends the kernel.
 static FATAL: AtomicPtr<Frame> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -189,6 +246,8 @@ const DEBUG: u8 = 1;
 const TRAP_FLAG: u64 = 1 << 8;
 /// Vectors below this are the CPU's exceptions.
 const EXCEPTIONS: u8 = 32;
+const DOUBLE_FAULT: u8 = 8;
+const PAGE_FAULT: u8 = 14;
 
 extern "C" fn handle(frame: &mut Frame) {
     if frame.vector() == DEBUG {
@@ -228,12 +287,7 @@ extern "C" fn handle(frame: &mut Frame) {
                 return;
             }
             FATAL.store(frame, Ordering::Release);
-            panic!(
-                "{} in the kernel at {:#x}, error code {:#x}",
-                name(vector),
-                frame.rip,
-                frame.error_code
-            );
+            panic!("{} in the kernel at {:#x}", frame.what(), frame.rip);
         }
         vector => {
             if me.counters.unexpected.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -368,5 +422,48 @@ const fn name(vector: u8) -> &'static str {
         29 => "VMM communication exception",
         30 => "security exception",
         _ => "interrupt",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(vector: u8, error_code: u64) -> String {
+        let cr2 = 0x1000;
+        What {
+            vector,
+            error_code,
+            cr2,
+        }
+        .to_string()
+    }
+
+    #[test]
+    fn error_codes_are_put_in_words() {
+        for (error_code, words) in [
+            (0x0, "read from 0x1000, which is not mapped"),
+            (0x2, "write to 0x1000, which is not mapped"),
+            (0x3, "write to 0x1000, which does not allow that"),
+            (0x11, "fetch from 0x1000, which does not allow that"),
+            (
+                0x9,
+                "read from 0x1000, which has reserved bits set in its tables",
+            ),
+        ] {
+            let all = format!("page fault: {words} (error code {error_code:#x})");
+            assert_eq!(said(14, error_code), all);
+        }
+        assert_eq!(said(13, 0), "general protection fault");
+        assert_eq!(
+            said(13, 0x18),
+            "general protection fault: entry 0x3 of the GDT (error code 0x18)"
+        );
+        assert_eq!(
+            said(11, 0x402),
+            "segment not present: entry 0x80 of the IDT (error code 0x402)"
+        );
+        assert_eq!(said(17, 4), "alignment check: error code 0x4");
+        assert_eq!(said(6, 0), "invalid opcode");
     }
 }

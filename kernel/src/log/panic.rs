@@ -32,12 +32,15 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     match PANICKING.compare_exchange(NOBODY, me, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {}
         Err(first) if first == me => {
-            // The report itself failed. Say only that, and end; if that fails too, touch nothing more.
+            // The report itself failed. Say only why, and end; if that fails too, touch nothing more.
             if AGAIN.swap(true, Ordering::SeqCst) {
                 trap::halt_forever();
             }
             power::stop_others();
-            plain_line(format_args!("plinth: panic during a panic"));
+            plain_line(format_args!(
+                "plinth: panic during a panic: {}",
+                info.message()
+            ));
             power::end(cmdline::options().panic, PANIC_STATUS)
         }
         // Another CPU is already reporting; its NMI will stop this one for good.

@@ -104,6 +104,25 @@ pub const DEFAULT: Scenario = Scenario {
     expectations: &[],
 };
 
+/// What every machine that fails on purpose must and must not say.
+const fn failing(
+    name: &'static str,
+    command_line: &'static str,
+    machines: &'static [Kind],
+    expectations: &'static [Expectation],
+) -> Scenario {
+    Scenario {
+        name,
+        command_line,
+        machines,
+        expectations,
+        guests: Some(&[]),
+        timeout: 60,
+        status: 101,
+        ..DEFAULT
+    }
+}
+
 /// All scenarios.
 pub static ALL: &[Scenario] = &[
     // The fixed list of guests, two at a time, each ending as it should.
@@ -220,6 +239,97 @@ pub static ALL: &[Scenario] = &[
             has("unknown-word-is-named", "`nonsense=1` is not known"),
             matches("the-other-guest-runs", r#""hello" ended: status 0"#),
         ],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "kernel",
+        command_line: "test=cpu",
+        guests: Some(&[]),
+        suites: &["kernel"],
+        expectations: &[Expectation {
+            name: "no-panic",
+            pattern: Pattern::Never("panic at"),
+        }],
+        ..DEFAULT
+    },
+    failing(
+        "panic",
+        "test=panic",
+        &[Kind::QemuSvm],
+        &[
+            Expectation {
+                name: "says-why",
+                pattern: Pattern::Matches(
+                    r"ERROR cpu1 panic at kernel/src/selftest/fatal.rs:\d+: a panic on purpose, at depth 3$",
+                ),
+            },
+            Expectation {
+                name: "names-callers-in-order",
+                pattern: Pattern::Ordered(&[
+                    "fatal::panics_innermost+0x",
+                    "fatal::panics_between+0x",
+                    "fatal::panics_outermost+0x",
+                    "launch::other_cpu+0x",
+                    "smp::entry+0x",
+                ]),
+            },
+        ],
+    ),
+    failing(
+        "fault",
+        "test=fault",
+        &[Kind::QemuSvm],
+        &[
+            Expectation {
+                name: "decodes-the-error",
+                pattern: Pattern::Has(
+                    "page fault: write to 0xdeadbeef008, which is not mapped (error code 0x2)",
+                ),
+            },
+            Expectation {
+                name: "shows-registers",
+                pattern: Pattern::Ordered(&["cr2 00000deadbeef008", " rax ", " r15 "]),
+            },
+            Expectation {
+                name: "names-the-function",
+                pattern: Pattern::Ordered(&[
+                    "fatal::faults+0x",
+                    "launch::other_cpu+0x",
+                    "smp::entry+0x",
+                ]),
+            },
+        ],
+    ),
+    failing(
+        "stack",
+        "test=stack",
+        &[Kind::QemuSvm, Kind::BochsVmx],
+        &[
+            Expectation {
+                name: "says-that-the-stack-overflowed",
+                pattern: Pattern::Ordered(&["double fault", "the stack has overflowed"]),
+            },
+            Expectation {
+                name: "names-the-function",
+                pattern: Pattern::Has("fatal::overflows_deeper+0x"),
+            },
+        ],
+    ),
+    failing(
+        "again",
+        "test=again",
+        &[Kind::QemuSvm],
+        &[Expectation {
+            name: "says-so",
+            pattern: Pattern::Has("plinth: panic during a panic: a second panic on purpose"),
+        }],
+    ),
+    Scenario {
+        name: "reboot",
+        command_line: "test=end end=reboot",
+        guests: Some(&[]),
+        machines: &[Kind::QemuSvm],
+        timeout: 60,
         ..DEFAULT
     },
 ];

@@ -1,0 +1,113 @@
+//! Tests of the kernel by itself, on the machine it runs on: what no host test can show. `test=NAME` on the command line
+//! chooses one of them instead of running guests.
+//!
+//! * `cpu` runs the suite: a line a test, and the number of failures is the machine's status.
+//! * `panic`, `fault`, `stack` and `again` make the kernel fail on purpose, for what it says then.
+//! * `end` ends the machine at once, as `end=` says.
+//!
+//! Nothing here runs on a machine that was not asked for it, but for a glance at the mailbox by CPUs that wait to be used.
+
+mod cpus;
+mod exceptions;
+mod fatal;
+mod interrupts;
+mod mailbox;
+mod mappings;
+mod memory;
+mod records;
+mod timer;
+mod vector;
+
+use alloc::string::String;
+
+use crate::arch::{power, trap};
+use crate::boot::cmdline;
+use crate::log;
+
+pub use mailbox::serve;
+
+/// The status of a machine that was asked for a test that does not exist.
+const NO_SUCH_TEST: u32 = 1;
+
+/// How a test went: why it failed, if it did.
+type Outcome = Result<(), String>;
+
+/// A test.
+struct Test {
+    name: &'static str,
+    run: fn() -> Outcome,
+}
+
+/// The tests of a family: functions of the module in which this stands.
+macro_rules! tests {
+    ($family:literal: $($name:ident),+ $(,)?) => {
+        pub(super) const TESTS: &[super::Test] = &[
+            $(super::Test { name: concat!($family, "::", stringify!($name)), run: $name }),+
+        ];
+    };
+}
+
+/// Ends the test where a condition does not hold.
+macro_rules! check {
+    ($condition:expr, $($why:tt)+) => {
+        if !$condition {
+            return Err(alloc::format!($($why)+));
+        }
+    };
+}
+
+use {check, tests};
+
+const FAMILIES: [&[Test]; 7] = [
+    exceptions::TESTS,
+    interrupts::TESTS,
+    timer::TESTS,
+    cpus::TESTS,
+    memory::TESTS,
+    vector::TESTS,
+    records::TESTS,
+];
+
+/// Does what `test=` asks for, and ends the machine.
+pub fn run(name: &str) -> ! {
+    let how = cmdline::options().end;
+    match name {
+        "cpu" => power::end(how, suite()),
+        "end" => power::end(how, 0),
+        "panic" => fatal::on_another_cpu(fatal::panics),
+        "fault" => fatal::on_another_cpu(fatal::faults),
+        "stack" => fatal::on_another_cpu(fatal::overflows),
+        "again" => fatal::on_another_cpu(fatal::panics_again),
+        _ => {
+            ::log::error!("there is no test called `{name}`");
+            power::end(how, NO_SUCH_TEST)
+        }
+    }
+}
+
+/// Whether the CPU is QEMU's TCG, whose lacks and whose dependence on a busy host some tests allow for.
+fn is_tcg() -> bool {
+    let leaf = core::arch::x86_64::__cpuid(0x4000_0000);
+    [leaf.ebx, leaf.ecx, leaf.edx]
+        .map(u32::to_le_bytes)
+        .as_flattened()
+        == b"TCGTCGTCGTCG"
+}
+
+/// Runs the suite; the number of failures.
+fn suite() -> u32 {
+    trap::disable_interrupts();
+    let count: usize = FAMILIES.iter().map(|tests| tests.len()).sum();
+    log::plain_line(format_args!("suite kernel: {count} tests"));
+    let mut failures = 0;
+    for test in FAMILIES.into_iter().flatten() {
+        match (test.run)() {
+            Ok(()) => log::plain_line(format_args!("test {} ... ok", test.name)),
+            Err(why) => {
+                failures += 1;
+                log::plain_line(format_args!("test {} ... FAILED: {why}", test.name));
+            }
+        }
+    }
+    failures
+}
