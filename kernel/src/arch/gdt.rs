@@ -20,7 +20,7 @@ pub const TSS: u16 = 0x18;
 pub(super) const IST_PAGES: usize = 4;
 /// How many interrupt stacks a CPU has: for NMI, double fault and machine check, in this order. Debug exceptions need none: there
 /// is no moment at which the kernel runs on a stack that is not its own.
-pub(super) const IST_STACKS: usize = 3;
+pub(crate) const IST_STACKS: usize = 3;
 
 const CODE64: u64 = 0x00af_9b00_0000_ffff;
 const DATA: u64 = 0x00cf_9300_0000_ffff;

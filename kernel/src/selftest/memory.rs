@@ -8,6 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{check, mailbox, mappings, tests};
+use crate::arch::gdt::IST_STACKS;
 use crate::arch::{mtrr, paging, stacks};
 use crate::mem::frames::{FreeError, Owner, State, frames};
 use crate::mem::{Hpa, Hva, MemoryType, PAGE_SIZE, PageSize, heap, phys};
@@ -49,7 +50,7 @@ fn below_every_stack_is_a_guard() -> super::Outcome {
         );
         count += 1;
     }
-    let expected = crate::arch::cpu::cpus().len() * 5;
+    let expected = crate::arch::cpu::cpus().len() * (1 + IST_STACKS);
     check!(
         count >= expected,
         "{count} stacks are known, there should be {expected}"
