@@ -104,8 +104,9 @@ pub fn report(firmware: &Firmware) {
         .as_ref()
         .map_or("unknown model", |brand| brand.as_str().trim());
     log::info!(
-        "{} CPUs, {model}, {}, {}",
+        "{} CPU{}, {model}, {}, {}",
         cpu::cpus().len(),
+        if cpu::cpus().len() == 1 { "" } else { "s" },
         apic::mode(),
         if firmware.present { "ACPI" } else { "no ACPI" }
     );

@@ -1,8 +1,9 @@
 //! A vCPU: the vendor's part and what the common code switches and counts.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
-use core::fmt;
+use core::fmt::{self, Write};
 
 use plinth_abi::VcpuState;
 
@@ -142,20 +143,20 @@ impl<V: Vendor> Vcpu<V> {
 
     /// Shows the state of a guest whose end is not its own wish, while its registers are at hand.
     fn report(&self, ending: Ending) {
-        let name = self.domain.name();
-        match ending {
-            Ending::Status(_) => {}
-            Ending::EntryFailed(_) => {
-                let mut text = alloc::string::String::new();
-                // A string takes all that is written to it.
-                let _ = self.hw.dump(&mut text);
-                log::error!("\"{name}\" could not be entered; its control structure:\n{text}");
-            }
-            _ => log::info!(
-                "\"{name}\" vcpu {} left for good:\n{}",
-                self.id,
-                Registers(&self.hw.state())
-            ),
+        let mut text = String::new();
+        // A string takes all that is written to it.
+        let _ = match ending {
+            Ending::Status(_) | Ending::OutOfTime | Ending::Halted => return,
+            Ending::EntryFailed(_) => self.hw.dump(&mut text),
+            _ => write!(text, "{}", Registers(&self.hw.state())),
+        };
+        log::info!(
+            "\"{}\" vcpu {} as it was when it left for good:",
+            self.domain.name(),
+            self.id
+        );
+        for line in text.lines() {
+            log::info!("  {line}");
         }
     }
 
@@ -193,37 +194,37 @@ impl fmt::Display for Registers<'_> {
         let s = self.0;
         writeln!(
             f,
-            "  rip {:016x} rsp {:016x} rflags {:08x}",
+            "rip {:016x} rsp {:016x} rflags {:08x}",
             s.rip, s.rsp, s.rflags
         )?;
         writeln!(
             f,
-            "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+            "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
             s.rax, s.rbx, s.rcx, s.rdx
         )?;
         writeln!(
             f,
-            "  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
+            "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
             s.rsi, s.rdi, s.rbp, s.r8
         )?;
         writeln!(
             f,
-            "  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
+            "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
             s.r9, s.r10, s.r11, s.r12
         )?;
         writeln!(
             f,
-            "  r13 {:016x} r14 {:016x} r15 {:016x} cr2 {:016x}",
+            "r13 {:016x} r14 {:016x} r15 {:016x} cr2 {:016x}",
             s.r13, s.r14, s.r15, s.cr2
         )?;
         writeln!(
             f,
-            "  cr0 {:08x} cr3 {:016x} cr4 {:08x} efer {:04x}",
+            "cr0 {:08x} cr3 {:016x} cr4 {:08x} efer {:04x}",
             s.cr0, s.cr3, s.cr4, s.efer
         )?;
         write!(
             f,
-            "  cs {:04x} base {:x} limit {:x} attributes {:03x}",
+            "cs {:04x} base {:x} limit {:x} attributes {:03x}",
             s.cs.selector, s.cs.base, s.cs.limit, s.cs.attributes
         )
     }

@@ -220,7 +220,7 @@ pub static ALL: &[Scenario] = &[
                     r#""spin" ended: time budget"#,
                 ]),
             },
-            has("one-cpu-is-listed", "1 CPUs, "),
+            has("one-cpu-is-listed", "1 CPU, "),
         ],
         ..DEFAULT
     },
