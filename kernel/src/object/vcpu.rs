@@ -163,6 +163,15 @@ impl<V: Vendor> Vcpu<V> {
     /// The CPUID leaf as this vCPU sees it now.
     #[inline(always)]
     pub fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        match self.domain.cpuid.plain(leaf) {
+            Some(registers) => registers,
+            None => self.cpuid_of_vcpu(leaf, subleaf),
+        }
+    }
+
+    /// A leaf that depends on the vCPU or on the subleaf.
+    #[inline(never)]
+    fn cpuid_of_vcpu(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         let view = VcpuView {
             apic_id: self.id,
             cr4: self.hw.cr4(),

@@ -17,6 +17,12 @@ const fn key(leaf: u32, subleaf: u32) -> u64 {
     (leaf as u64) << 32 | subleaf as u64
 }
 
+/// The ranges of leaves, by the top four bits of their number: basic, hypervisor, extended.
+const RANGES: [u32; 3] = [0, 0x4000_0000, 0x8000_0000];
+
+/// Leaves of a range that are found by their index.
+const INDEXED: usize = 32;
+
 /// CPUID of a domain: what is the same for all vCPUs is computed when the domain is made, the rest at each look.
 #[derive(Clone, Debug)]
 pub struct CpuidTable {
@@ -27,6 +33,15 @@ pub struct CpuidTable {
     last_basic: u32,
     last_extended: u32,
     features: Features,
+    /// Answers that depend on nothing but the leaf, by range and index.
+    plain: [[Registers; INDEXED]; RANGES.len()],
+    /// Which of `plain` are so.
+    is_plain: [u32; RANGES.len()],
+}
+
+/// Whether the leaf's answer depends on the vCPU.
+const fn is_patched(leaf: u32) -> bool {
+    matches!(leaf, 1 | 7 | 0xb | 0xd | 0x1f | 0x8000_001e)
 }
 
 /// Whether the leaf has subleaves; all others ignore ECX.
@@ -71,9 +86,50 @@ impl CpuidTable {
             last_basic: source.last_basic,
             last_extended: source.last_extended,
             features: Features::default(),
+            plain: [[[0; 4]; INDEXED]; RANGES.len()],
+            is_plain: [0; RANGES.len()],
         };
         table.features = Features::new(&table);
+        table.index();
         table
+    }
+
+    /// Fills the answers that are found by index.
+    fn index(&mut self) {
+        for (range, first) in RANGES.into_iter().enumerate() {
+            for index in 0..INDEXED {
+                let leaf = self.in_range(first + index as u32);
+                if leaf.is_some_and(|leaf| has_subleaves(leaf) || is_patched(leaf)) {
+                    continue;
+                }
+                let registers = leaf.map_or([0; 4], |leaf| self.entry(leaf, 0));
+                if let (Some(place), Some(mask)) = (
+                    self.plain
+                        .get_mut(range)
+                        .and_then(|range| range.get_mut(index)),
+                    self.is_plain.get_mut(range),
+                ) {
+                    *place = registers;
+                    *mask |= 1 << index;
+                }
+            }
+        }
+    }
+
+    /// What CPUID gives every vCPU for a leaf that depends on nothing else: the short way to most answers.
+    #[inline(always)]
+    pub fn plain(&self, leaf: u32) -> Option<Registers> {
+        let range = match leaf >> 28 {
+            0 => 0,
+            4 => 1,
+            8 => 2,
+            _ => return None,
+        };
+        let index = leaf & 0x0fff_ffff;
+        if index >= INDEXED as u32 || self.is_plain.get(range)? >> index & 1 == 0 {
+            return None;
+        }
+        self.plain.get(range)?.get(index as usize).copied()
     }
 
     /// What CPUID gives this vCPU.

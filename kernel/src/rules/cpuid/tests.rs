@@ -383,6 +383,9 @@ proptest! {
             for subleaf in [0, 1, 2, 3, 4, 5, 6, 7, 9, 62, 63, 64, u32::MAX] {
                 let function = cpuid(leaf, subleaf, &noisy, &guest, &vcpu);
                 prop_assert_eq!(table.get(leaf, subleaf, &vcpu), function, "{:#x}.{:#x}", leaf, subleaf);
+                if let Some(plain) = table.plain(leaf) {
+                    prop_assert_eq!(plain, function, "plain {:#x}.{:#x}", leaf, subleaf);
+                }
             }
         }
     }
