@@ -171,7 +171,7 @@ impl SvmVcpu {
         Ok(())
     }
 
-    /// Every exit but the hypercall.
+    /// Every exit but the two that are to be quick.
     #[inline(never)]
     fn left(&mut self) -> Exit {
         let report = Report::of(
@@ -375,11 +375,11 @@ impl Vcpu<Svm> for SvmVcpu {
         // maps it names, outlives its vCPUs.
         unsafe { enter::enter(&mut self.context) };
         self.context.gprs.rax = self.vmcb.save.rax;
-        if self.vmcb.control.exit_code == ExitCode::VMMCALL {
-            // An instruction that exits interrupts no delivery, so EXITINTINFO need not be looked at.
-            Exit::Hypercall
-        } else {
-            self.left()
+        // An instruction that exits interrupts no delivery, so EXITINTINFO need not be looked at.
+        match self.vmcb.control.exit_code {
+            ExitCode::VMMCALL => Exit::Hypercall,
+            ExitCode::CPUID => Exit::Cpuid,
+            _ => self.left(),
         }
     }
 

@@ -580,8 +580,10 @@ impl Vcpu<Vmx> for VmxVcpu {
         // SAFETY: the vCPU is attached to this CPU, by the boundary's contract: its VMCS is current, set up for `area`, which
         // is on the heap and does not move, and holds this CPU's host state. The nested tables and bitmaps are the domain's.
         let reason = unsafe { enter(&raw mut inner.area) };
-        if reason == ExitReason::VMCALL {
-            return Exit::Hypercall;
+        match reason {
+            ExitReason::VMCALL => return Exit::Hypercall,
+            ExitReason::CPUID => return Exit::Cpuid,
+            _ => {}
         }
         let exit = inner.decode(reason);
         if inner.nmi_waits {
