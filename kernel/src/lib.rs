@@ -23,3 +23,12 @@ pub mod sched;
 pub mod selftest;
 pub mod trace;
 pub mod virt;
+
+#[cfg(test)]
+mod compile_fail {
+    /// What the types of hardware fields must refuse: one field's value, or a bare number, in another.
+    #[test]
+    fn mixed_up_fields_do_not_compile() {
+        trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+    }
+}

@@ -1,41 +1,7 @@
 //! The virtual machine control block as the CPU reads it (APM2 appendix B).
 //!
 //! Every field has a type that says its meaning, so that what belongs into one field does not compile in another:
-//!
-//! ```
-//! use plinth_kernel::virt::svm::vmcb::{EventInjection, Vmcb};
-//! fn cancel(vmcb: &mut Vmcb) {
-//!     vmcb.control.event_injection = EventInjection::NONE;
-//! }
-//! ```
-//!
-//! An exit code is no event:
-//!
-//! ```compile_fail,E0308
-//! use plinth_kernel::virt::svm::vmcb::Vmcb;
-//! use plinth_kernel::virt::svm::exit_code::ExitCode;
-//! fn cancel(vmcb: &mut Vmcb) {
-//!     vmcb.control.event_injection = ExitCode::VMMCALL;
-//! }
-//! ```
-//!
-//! An event that was interrupted is not yet one to be injected:
-//!
-//! ```compile_fail,E0308
-//! use plinth_kernel::virt::svm::vmcb::Vmcb;
-//! fn again(vmcb: &mut Vmcb) {
-//!     vmcb.control.event_injection = vmcb.control.exit_int_info;
-//! }
-//! ```
-//!
-//! Intercepts of one vector are not those of another:
-//!
-//! ```compile_fail,E0308
-//! use plinth_kernel::virt::svm::vmcb::{Intercepts2, Vmcb};
-//! fn intercept(vmcb: &mut Vmcb) {
-//!     vmcb.control.intercepts1 = Intercepts2::VMRUN;
-//! }
-//! ```
+//! `tests/compile_fail` shows that it does not.
 //!
 //! Nothing here decides anything; what a consistent block is says [`super::validate`].
 
