@@ -98,7 +98,7 @@ pub const DEFAULT: Scenario = Scenario {
     memory: 1024,
     command_line: "",
     guests: None,
-    timeout: 180,
+    timeout: 400,
     status: 0,
     suites: &[],
     expectations: &[],
