@@ -111,12 +111,15 @@ pub(super) fn init() {
 
 /// Switches the calling CPU's APIC on: everything accepted, the timer masked, LINT1 an NMI as on every PC.
 pub(super) fn init_cpu() {
-    let mut base = msr::read(Msr::IA32_APIC_BASE) | BASE_ENABLE;
-    if is_x2apic() {
-        base |= BASE_X2APIC;
+    let base = msr::read(Msr::IA32_APIC_BASE) | BASE_ENABLE;
+    // SAFETY: the address stays; the mode is the one that `read` and `write` use from here on. There is no way from off to
+    // x2APIC but through xAPIC (SDM vol. 3 figure 12-27).
+    unsafe {
+        msr::write(Msr::IA32_APIC_BASE, base);
+        if is_x2apic() {
+            msr::write(Msr::IA32_APIC_BASE, base | BASE_X2APIC);
+        }
     }
-    // SAFETY: the address stays; the mode is the one that `read` and `write` use from here on.
-    unsafe { msr::write(Msr::IA32_APIC_BASE, base) };
     write(Register::TaskPriority, 0);
     write(
         Register::SpuriousVector,
@@ -132,6 +135,11 @@ pub(super) fn init_cpu() {
 /// "x2APIC" or "xAPIC".
 pub fn mode() -> &'static str {
     if is_x2apic() { "x2APIC" } else { "xAPIC" }
+}
+
+/// Whether a message can be sent to the CPU with this APIC id alone: xAPIC has 8 bits for it, and 255 means all.
+pub(super) fn can_address(apic_id: u32) -> bool {
+    is_x2apic() || apic_id < 255
 }
 
 /// The calling CPU's APIC id.

@@ -81,10 +81,18 @@ global_asm!(
     "pause",
     "jmp 2b",
     "3:",
+    "cmp rsi, {park}",
+    "je 4f",
     "mov rsp, rsi",
     "pop rdi",
     "xor ebp, ebp",
     "jmp rdx",
+    // There is no room for this CPU: the next one is to know it, too.
+    "4:",
+    "mov qword ptr [rcx], rsi",
+    "5:",
+    "hlt",
+    "jmp 5b",
     ".balign 8",
     "plinth_trampoline_gdt:",
     ".quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff",
@@ -108,6 +116,7 @@ global_asm!(
     ".set plinth_offset_mailbox, plinth_trampoline_mailbox - plinth_trampoline",
     ".set plinth_offset_root, plinth_trampoline_root - plinth_trampoline",
     ".text",
+    park = const PARK,
 );
 
 macro_rules! address_of {
@@ -121,6 +130,8 @@ macro_rules! address_of {
     }};
 }
 
+/// In the mailbox instead of a stack: no CPU is wanted any more.
+const PARK: u64 = 1;
 /// The stack pointer for the next CPU; it takes it and leaves 0.
 static MAILBOX: AtomicU64 = AtomicU64::new(0);
 /// CPUs that are up, the boot CPU included.
@@ -232,17 +243,28 @@ pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
     };
     low.fill();
     let me = apic::id();
+    let mut all_answered = true;
     if firmware.cpus.is_empty() {
         log::info!("no ACPI tables name CPUs: all that answer a broadcast are taken");
         call(Target::AllOthers, low.page());
         while ONLINE.load(Ordering::Acquire) < most && admit(BROADCAST_WAIT_US) {}
+        // More may be waiting than were wanted.
+        all_answered = ONLINE.load(Ordering::Acquire) < most;
     } else {
         for other in firmware.cpus.iter().filter(|entry| entry.apic_id != me) {
             if ONLINE.load(Ordering::Acquire) >= most {
                 break;
             }
+            if !apic::can_address(other.apic_id) {
+                log::warn!(
+                    "the CPU with APIC id {} cannot be reached without x2APIC and stays off",
+                    other.apic_id
+                );
+                continue;
+            }
             call(Target::One(other.apic_id), low.page());
             if !admit(ANSWER_WAIT_US) {
+                all_answered = false;
                 log::warn!(
                     "the CPU with APIC id {} does not answer and stays off",
                     other.apic_id
@@ -250,7 +272,12 @@ pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
             }
         }
     }
-    low.free();
+    if all_answered {
+        low.free();
+    } else {
+        // Whoever arrives from now on finds the trampoline still there, and halts in it.
+        MAILBOX.store(PARK, Ordering::Release);
+    }
 }
 
 /// INIT, and start-up twice.
@@ -269,29 +296,28 @@ fn admit(wait_us: u64) -> bool {
         log::warn!("no memory for the stack of another CPU");
         return false;
     };
-    stacks::remember(stack.bottom().get(), stack.top().get());
+    let (bottom, end) = (stack.bottom().get(), stack.top().get());
     let cpu = Cpu::leaked(online);
-    let top = stack.top().get() - 16;
+    let top = end - 16;
     // SAFETY: the top of a stack that nobody uses yet.
     unsafe { (top as *mut *const Cpu).write(cpu) };
     MAILBOX.store(top, Ordering::Release);
-    let end = time::tsc() + time::ticks_of_us(wait_us);
-    while time::tsc() < end {
-        if ONLINE.load(Ordering::Acquire) > online {
-            cpu::list(cpu);
-            return true;
-        }
+    let come = || ONLINE.load(Ordering::Acquire) > online;
+    let deadline = time::tsc() + time::ticks_of_us(wait_us);
+    while !come() && time::tsc() < deadline {
         core::hint::spin_loop();
     }
     // Taken back, unless a CPU takes it at this moment: that one is then waited for.
-    if MAILBOX.swap(0, Ordering::AcqRel) == 0 {
-        while ONLINE.load(Ordering::Acquire) == online {
-            core::hint::spin_loop();
-        }
-        cpu::list(cpu);
-        return true;
+    if !come() && MAILBOX.swap(0, Ordering::AcqRel) != 0 {
+        paging::unmap_stack(stack);
+        return false;
     }
-    false
+    while !come() {
+        core::hint::spin_loop();
+    }
+    stacks::remember(bottom, end);
+    cpu::list(cpu);
+    true
 }
 
 /// A CPU arrives from the trampoline, on its own stack.

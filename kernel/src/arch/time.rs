@@ -23,7 +23,6 @@ static APIC_PER_TICK: AtomicU64 = AtomicU64::new(0);
 /// Whether the APIC timer takes TSC values.
 static TSC_DEADLINE: AtomicBool = AtomicBool::new(false);
 
-const IA32_TSC_DEADLINE: Msr = Msr(0x6e0);
 /// Rate of the ACPI PM timer (ACPI 4.8.3.3).
 const PM_HZ: u64 = 3_579_545;
 /// Rate of the PIT.
@@ -309,7 +308,7 @@ pub fn disarm() {
     cpu::cpu().deadline.store(u64::MAX, Ordering::Relaxed);
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: the timer has no effect on memory.
-        unsafe { msr::write(IA32_TSC_DEADLINE, 0) };
+        unsafe { msr::write(Msr::IA32_TSC_DEADLINE, 0) };
     } else {
         apic::timer_count(0);
     }
@@ -319,7 +318,7 @@ fn program(deadline: u64) {
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         // A deadline in the past fires at once; 0 would disarm (SDM 12.5.4.1).
         // SAFETY: as in `disarm`.
-        unsafe { msr::write(IA32_TSC_DEADLINE, deadline.max(1)) };
+        unsafe { msr::write(Msr::IA32_TSC_DEADLINE, deadline.max(1)) };
     } else {
         let left = deadline.saturating_sub(tsc());
         apic::timer_count(count_for(left, APIC_PER_TICK.load(Ordering::Relaxed)));
