@@ -148,6 +148,12 @@ fn components_that_a_guest_switched_off_are_kept() -> super::Outcome {
     fpu::set_xcr0(X87_SSE);
     let xcr0 = fpu::save(&mut kept);
     check!(xcr0 == X87_SSE, "the guest's XCR0 was {xcr0:#x}");
+    let whole = fpu::xcr0();
+    fpu::set_xcr0(fpu::features());
+    check!(
+        whole == fpu::features(),
+        "XCR0 was left at {whole:#x}, so not all was saved"
+    );
     fpu::restore(&fresh, fpu::features());
     fpu::restore(&kept, X87_SSE);
     fpu::set_xcr0(fpu::features());
