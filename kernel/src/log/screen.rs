@@ -8,6 +8,9 @@ use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_wid
 const HEIGHT: usize = RasterHeight::Size16.val();
 const WIDTH: usize = get_raster_width(FontWeight::Regular, RasterHeight::Size16);
 
+/// What is drawn for a character that the font lacks.
+static BLANK: [u8; WIDTH * HEIGHT] = [0; WIDTH * HEIGHT];
+
 /// A text console.
 pub struct Screen {
     pixels: &'static mut [u8],
@@ -89,24 +92,24 @@ impl Screen {
 
     fn draw(&mut self, column: usize, row: usize, byte: u8) {
         let raster = get_raster(byte as char, FontWeight::Regular, RasterHeight::Size16);
-        for y in 0..HEIGHT {
-            let first = (row * HEIGHT + y) * self.info.stride + column * WIDTH;
-            let from = first * self.info.bytes_per_pixel;
-            let Some(line) = self
-                .pixels
-                .get_mut(from..from + WIDTH * self.info.bytes_per_pixel)
-            else {
+        let rows = raster.map_or(BLANK.chunks_exact(WIDTH), |raster| raster.rows());
+        let bytes = self.info.bytes_per_pixel;
+        let mut from = (row * HEIGHT * self.info.stride + column * WIDTH) * bytes;
+        for levels in rows {
+            let Some(line) = self.pixels.get_mut(from..from + WIDTH * bytes) else {
                 return;
             };
-            let levels = raster.as_ref().and_then(|raster| raster.rows().nth(y));
-            for (x, pixel) in line.chunks_exact_mut(self.info.bytes_per_pixel).enumerate() {
-                // The same light in every channel reads alike in each pixel format.
-                let level = levels
-                    .and_then(|levels| levels.get(x))
-                    .copied()
-                    .unwrap_or(0);
-                pixel.fill(level);
+            // The same light in every channel reads alike in each pixel format.
+            if let (4, (pixels, [])) = (bytes, line.as_chunks_mut::<4>()) {
+                for (pixel, &level) in pixels.iter_mut().zip(levels) {
+                    *pixel = [level; 4];
+                }
+            } else {
+                for (pixel, &level) in line.chunks_exact_mut(bytes).zip(levels) {
+                    pixel.fill(level);
+                }
             }
+            from += self.info.stride * bytes;
         }
     }
 }
