@@ -62,8 +62,9 @@ fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
     let cpuid = CpuidTable::new(&host_cpuid, &identity::<V>());
     let free = frames().free_frames();
     log::info!(
-        "{} guests to run, {} MiB of memory free",
+        "{} guest{} to run, {} MiB of memory free",
         list.len(),
+        if list.len() == 1 { "" } else { "s" },
         free >> 8
     );
     let scheduler = Scheduler::<V>::new(&list, cpuid);

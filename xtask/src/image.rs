@@ -27,9 +27,9 @@ pub enum WriteError {
     CommandLine,
     /// The image could not be written.
     #[error(
-        "cannot write {0}: {1}\n  try: look at the disk's free space and the directory's owner"
+        "{0}\n  try: look at whether the directory is there, whose it is, and at the disk's free space"
     )]
-    Image(PathBuf, ImageError),
+    Image(#[from] ImageError),
 }
 
 /// `cargo xtask image`.
@@ -64,7 +64,7 @@ pub fn write(
     if command_line.chars().any(char::is_control) {
         return Err(WriteError::CommandLine);
     }
-    let failed = |error| WriteError::Image(path.to_path_buf(), error);
+    let failed = WriteError::Image;
     let mut archive = ModuleArchive::new();
     archive
         .add("cmdline", format!("{}\n", command_line.trim()).as_bytes())

@@ -37,7 +37,6 @@ undefined! {
     mwait: "mwait";
 }
 
-/// There are no performance counters: every number is beyond the last.
 /// SVM's own. A guest runs with EFER.SVME set, whatever it reads, and the CPU checks CPL before it looks at intercepts (APM2
 /// 15.9): from CPL 3 they raise #GP on CPUs that have them.
 macro_rules! undefined_at_cpl0 {
@@ -63,6 +62,7 @@ undefined_at_cpl0! {
     invlpga: ".byte 0x0f, 0x01, 0xdf";
 }
 
+/// There are no performance counters: every number is beyond the last.
 pub fn rdpmc() -> Outcome {
     for counter in [0u64, 3, 0x4000_0000, 0x1234_5678] {
         let registers = Gprs {

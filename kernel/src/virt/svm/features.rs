@@ -218,11 +218,15 @@ const OPTIONAL: [(Features, &str, &str); 12] = [
         "LBR virtualisation",
         "guests have no last-branch records",
     ),
-    (Features::AVIC, "AVIC", "interrupt controllers are emulated"),
+    (
+        Features::AVIC,
+        "AVIC",
+        "not needed: guests have no local APIC yet",
+    ),
     (
         Features::X2AVIC,
         "x2AVIC",
-        "interrupt controllers are emulated",
+        "not needed: guests have no local APIC yet",
     ),
     (
         Features::VIRTUAL_GIF,

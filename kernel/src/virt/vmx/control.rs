@@ -346,7 +346,7 @@ pub fn table(registers: &Registers) -> Capabilities {
         row(
             "posted interrupts",
             pin(PinControls::POSTED_INTERRUPTS),
-            "the target CPU is kicked",
+            "not needed: guests have no local APIC yet",
         ),
         row(
             "page-modification log",
