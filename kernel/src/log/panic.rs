@@ -24,6 +24,8 @@ static AGAIN: AtomicBool = AtomicBool::new(false);
 
 /// Deepest backtrace printed.
 const MAX_FRAMES: usize = 32;
+/// Most frames of a recursion that are passed over as one.
+const MAX_REPEATS: usize = 100_000;
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
@@ -76,8 +78,11 @@ fn frame_pointer() -> u64 {
 
 /// Prints the callers found by following frame pointers from `rbp` on. Every pointer is checked to lie on a known stack
 /// before it is followed, and the walk only ever goes up: damaged frames end it, they cannot make it fault or loop.
+///
+/// A recursion is one line, so that what it was called for stays on the screen.
 fn backtrace(mut rbp: u64) {
-    for _ in 0..MAX_FRAMES {
+    let (mut last, mut repeats, mut printed) = (0, 0, 0);
+    while printed < MAX_FRAMES && repeats < MAX_REPEATS {
         if !rbp.is_multiple_of(8) || !stacks::holds(rbp, 16) {
             return;
         }
@@ -91,8 +96,17 @@ fn backtrace(mut rbp: u64) {
         if address == 0 {
             return;
         }
-        // The return address follows the call; the call itself is what is named.
-        log::error!("  at {address:#018x} {}", symbols::Named(address - 1));
+        if address == last {
+            repeats += 1;
+        } else {
+            if repeats != 0 {
+                log::error!("  and {repeats} times more");
+            }
+            // The return address follows the call; the call itself is what is named.
+            log::error!("  at {address:#018x} {}", symbols::Named(address - 1));
+            (last, repeats) = (address, 0);
+            printed += 1;
+        }
         if caller <= rbp {
             return;
         }

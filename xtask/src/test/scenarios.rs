@@ -311,7 +311,12 @@ pub static ALL: &[Scenario] = &[
             },
             Expectation {
                 name: "names-the-function",
-                pattern: Pattern::Has("fatal::overflows_deeper+0x"),
+                pattern: Pattern::Ordered(&[
+                    "fatal::overflows_deeper+0x",
+                    " times more",
+                    "fatal::overflows+0x",
+                    "smp::entry+0x",
+                ]),
             },
         ],
     ),
