@@ -1,5 +1,7 @@
 //! The general registers that hardware does not switch on entry and exit.
 
+use plinth_abi::VcpuState;
+
 /// General registers in the order of their encoding (SDM vol. 2 table 2-2), so that a ModRM field is an index. The place
 /// of RSP is unused: VMCS and VMCB hold it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -79,5 +81,28 @@ impl Gprs {
     pub const fn set_edx_eax(&mut self, value: u64) {
         self.rax = value & 0xffff_ffff;
         self.rdx = value >> 32;
+    }
+}
+
+impl From<&VcpuState> for Gprs {
+    fn from(state: &VcpuState) -> Self {
+        Self {
+            unused_rsp: 0,
+            rax: state.rax,
+            rcx: state.rcx,
+            rdx: state.rdx,
+            rbx: state.rbx,
+            rbp: state.rbp,
+            rsi: state.rsi,
+            rdi: state.rdi,
+            r8: state.r8,
+            r9: state.r9,
+            r10: state.r10,
+            r11: state.r11,
+            r12: state.r12,
+            r13: state.r13,
+            r14: state.r14,
+            r15: state.r15,
+        }
     }
 }

@@ -194,24 +194,7 @@ pub fn state(vmcb: &Vmcb, gprs: &Gprs, guest_cr4: u64, tsc_aux: u64) -> VcpuStat
 
 /// Puts a state into the block and the general registers. No event is left to be injected, no interrupt shadow.
 pub fn set_state(vmcb: &mut Vmcb, gprs: &mut Gprs, state: &VcpuState, forced_cr4: u64) {
-    *gprs = Gprs {
-        rax: state.rax,
-        rcx: state.rcx,
-        rdx: state.rdx,
-        rbx: state.rbx,
-        unused_rsp: 0,
-        rbp: state.rbp,
-        rsi: state.rsi,
-        rdi: state.rdi,
-        r8: state.r8,
-        r9: state.r9,
-        r10: state.r10,
-        r11: state.r11,
-        r12: state.r12,
-        r13: state.r13,
-        r14: state.r14,
-        r15: state.r15,
-    };
+    *gprs = Gprs::from(state);
     set_cr4(vmcb, state.cr4, forced_cr4);
     vmcb.control.interrupt_state = InterruptState::new();
     vmcb.control.event_injection = EventInjection::NONE;

@@ -208,24 +208,7 @@ impl Inner {
 
     /// Writes the whole state, already checked.
     fn write_state(&mut self, state: &VcpuState) {
-        self.area.gprs = Gprs {
-            rax: state.rax,
-            rcx: state.rcx,
-            rdx: state.rdx,
-            rbx: state.rbx,
-            unused_rsp: 0,
-            rbp: state.rbp,
-            rsi: state.rsi,
-            rdi: state.rdi,
-            r8: state.r8,
-            r9: state.r9,
-            r10: state.r10,
-            r11: state.r11,
-            r12: state.r12,
-            r13: state.r13,
-            r14: state.r14,
-            r15: state.r15,
-        };
+        self.area.gprs = Gprs::from(state);
         vmcs::GUEST_RSP.write(Linear(state.rsp));
         vmcs::GUEST_RIP.write(Linear(state.rip));
         vmcs::GUEST_RFLAGS.write(Rflags(state.rflags));
