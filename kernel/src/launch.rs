@@ -26,7 +26,7 @@ trait Life: Send + Sync {
 static LIFE: Once<Box<dyn Life>> = Once::new();
 
 /// Exit status of a machine that cannot run guests.
-const NO_VIRTUALISATION: u32 = 2;
+const NO_VIRTUALISATION: u32 = 102;
 
 /// Where the other CPUs go when they are up: they wait until the boot CPU has chosen.
 pub fn other_cpu(cpu: &'static Cpu) -> ! {

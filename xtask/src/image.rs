@@ -54,6 +54,21 @@ pub fn main(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether the guests that a kernel command line names exist. What the kernel would say after a minute is said at once.
+pub fn check_guests(workspace: &Workspace, command_line: &str) -> Result<(), WriteError> {
+    let named = command_line
+        .split_ascii_whitespace()
+        .filter_map(|word| word.strip_prefix("guests="))
+        .flat_map(|names| names.split(','))
+        .filter(|name| !name.is_empty());
+    for name in named {
+        if !workspace.guests.iter().any(|guest| guest.bin == name) {
+            return Err(WriteError::NoGuest(name.to_owned()));
+        }
+    }
+    Ok(())
+}
+
 /// Writes an image with the guests named in `guests`, or all of them; its size in bytes.
 pub fn write(
     path: &Path,

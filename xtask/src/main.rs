@@ -7,7 +7,6 @@ mod check;
 mod compile;
 mod console;
 mod doctor;
-
 mod guard;
 mod image;
 mod machine;
@@ -17,7 +16,6 @@ mod run;
 mod script;
 mod serial;
 mod test;
-
 mod workspace;
 
 use clap::{Args, Parser, Subcommand};
@@ -84,8 +82,14 @@ struct ImageOptions {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = guard::install() {
-        return fail(&error);
+        return fail(&error, 1);
     }
+    // The exit code of `run` is the machine's own: an error before there is a machine has one that no machine gives.
+    let failed = if matches!(cli.task, Task::Run(_)) {
+        run::NOT_RUN
+    } else {
+        1
+    };
     let outcome = match cli.task {
         Task::Run(options) => run::main(&options),
         Task::Test(options) => test::main(&options),
@@ -98,11 +102,11 @@ fn main() -> ExitCode {
     };
     // Explicit, because nothing runs after `main` returns that would do it.
     guard::clean_up();
-    outcome.unwrap_or_else(|error| fail(&error))
+    outcome.unwrap_or_else(|error| fail(&error, failed))
 }
 
 /// Shows an error with those of its causes that it does not tell itself.
-fn fail(error: &anyhow::Error) -> ExitCode {
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     let mut told = error.to_string();
     eprintln!("error: {told}");
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -111,7 +115,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
             told.push_str(&cause);
         }
     }
-    ExitCode::from(1)
+    ExitCode::from(code)
 }
 
 #[cfg(test)]

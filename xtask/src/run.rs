@@ -25,6 +25,8 @@ use crate::workspace::Workspace;
 const TIMED_OUT: u8 = 124;
 /// The exit code when the machine went off without a last word.
 const DIED: u8 = 125;
+/// The exit code of an error before the machine was on.
+pub const NOT_RUN: u8 = 126;
 /// How long a machine may take to go off after its last word.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often the keyboard is looked at.
@@ -41,7 +43,7 @@ pub struct Options {
     /// The number of CPUs
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     pub smp: u32,
-    /// Memory in MiB
+    /// Memory in MiB, at least 128
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(128..))]
     pub memory: u32,
     /// End the machine after so many seconds, with exit code 124
@@ -92,11 +94,6 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::load()?;
     let (kind, why) = choose(options.on, &Host::look());
     eprintln!("machine: {kind} ({why})");
-    let permission = options.install.permission();
-    let tools = packages::provide(kind, permission)?;
-    let build = compile::build(&workspace, permission)?;
-    let site = Site::new(&workspace.machines())?;
-    image::write(&site.disk(), &build, &options.append, None)?;
     let gdb = options
         .gdb
         .then(free_port)
@@ -109,6 +106,13 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         display: options.display,
         gdb,
     };
+    equipment.check()?;
+    image::check_guests(&workspace, &options.append)?;
+    let permission = options.install.permission();
+    let tools = packages::provide(kind, permission)?;
+    let build = compile::build(&workspace, permission)?;
+    let site = Site::new(&workspace.machines())?;
+    image::write(&site.disk(), &build, &options.append, None)?;
     if kind.is_bochs() && options.display {
         eprintln!(
             "display: connect a VNC viewer to 127.0.0.1, port 5900 or the next that Bochs found free"

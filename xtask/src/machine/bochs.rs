@@ -21,6 +21,26 @@ const MOST_CPUS: u32 = 8;
 /// The most memory in MiB that Bochs 2.7 takes from the host.
 const MOST_MEMORY: u32 = 2048;
 
+/// Whether Bochs can be equipped like that.
+pub fn check(equipment: &Equipment) -> Result<(), MachineError> {
+    let refuse = |why, advice| {
+        Err(MachineError::Equipment {
+            kind: equipment.kind,
+            why,
+            advice,
+        })
+    };
+    if equipment.gdb.is_some() {
+        refuse("has no port for gdb", "--gdb with --on qemu-svm")
+    } else if equipment.smp > MOST_CPUS {
+        refuse("runs at most 8 CPUs", "--smp 8, or --on qemu-svm")
+    } else if equipment.memory > MOST_MEMORY {
+        refuse("takes at most 2048 MiB", "--memory 2048, or --on qemu-svm")
+    } else {
+        Ok(())
+    }
+}
+
 /// Writes the machine's files and gives the command that starts it. `serial` is the path of a terminal device.
 pub fn prepare(
     directory: &Path,
@@ -28,23 +48,7 @@ pub fn prepare(
     tools: &Tools,
     serial: &str,
 ) -> Result<Command, MachineError> {
-    let refuse = |why, advice| MachineError::Equipment {
-        kind: equipment.kind,
-        why,
-        advice,
-    };
-    if equipment.gdb.is_some() {
-        return Err(refuse("has no port for gdb", "--gdb with --on qemu-svm"));
-    }
-    if equipment.smp > MOST_CPUS {
-        return Err(refuse("runs at most 8 CPUs", "--smp 8, or --on qemu-svm"));
-    }
-    if equipment.memory > MOST_MEMORY {
-        return Err(refuse(
-            "takes at most 2048 MiB",
-            "--memory 2048, or --on qemu-svm",
-        ));
-    }
+    check(equipment)?;
     let write =
         |name: &str, text: &str| fs::write(directory.join(name), text).map_err(failed(name));
     write(CONFIGURATION, &configuration(equipment, tools, serial))?;

@@ -109,6 +109,17 @@ pub struct Equipment {
     pub gdb: Option<u16>,
 }
 
+impl Equipment {
+    /// Whether the machine can be equipped like that: to be asked before anything that takes long.
+    pub fn check(&self) -> Result<(), MachineError> {
+        if self.kind.is_bochs() {
+            bochs::check(self)
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// Why a machine does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
