@@ -59,7 +59,7 @@ fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
         nmi_tick::start();
     }
     let list = guests::chosen(cmdline::options().guests);
-    let cpuid = CpuidTable::new(&host_cpuid, &identity::<V>());
+    let cpuid = guest_cpuid::<V>();
     let free = frames().free_frames();
     log::info!(
         "{} guest{} to run, {} MiB of memory free",
@@ -87,6 +87,11 @@ fn refuse(cpu: &'static Cpu, lack: Lack) -> ! {
         power::end(cmdline::options().end, NO_VIRTUALISATION);
     }
     trap::halt_forever()
+}
+
+/// CPUID as guests on this machine see it.
+pub fn guest_cpuid<V: Vendor>() -> CpuidTable {
+    CpuidTable::new(&host_cpuid, &identity::<V>())
 }
 
 /// What the guests' CPUs are.

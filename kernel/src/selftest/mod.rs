@@ -8,6 +8,7 @@
 //! Nothing here runs on a machine that was not asked for it, but for a glance at the mailbox by CPUs that wait to be used.
 
 mod cpus;
+mod entry;
 mod exceptions;
 mod fatal;
 mod interrupts;
@@ -58,7 +59,7 @@ macro_rules! check {
 
 use {check, tests};
 
-const FAMILIES: [&[Test]; 7] = [
+const FAMILIES: [&[Test]; 8] = [
     exceptions::TESTS,
     interrupts::TESTS,
     timer::TESTS,
@@ -66,6 +67,7 @@ const FAMILIES: [&[Test]; 7] = [
     memory::TESTS,
     vector::TESTS,
     records::TESTS,
+    entry::TESTS,
 ];
 
 /// Does what `test=` asks for, and ends the machine.

@@ -244,12 +244,18 @@ pub static ALL: &[Scenario] = &[
     Scenario {
         name: "kernel",
         command_line: "test=cpu",
-        guests: Some(&[]),
+        guests: Some(&["hello"]),
         suites: &["kernel"],
-        expectations: &[Expectation {
-            name: "no-panic",
-            pattern: Pattern::Never("panic at"),
-        }],
+        expectations: &[
+            Expectation {
+                name: "no-panic",
+                pattern: Pattern::Never("panic at"),
+            },
+            Expectation {
+                name: "shows-the-state-of-a-refused-entry",
+                pattern: Pattern::Ordered(&["as it was when it left for good:", "[hello] Hello"]),
+            },
+        ],
         ..DEFAULT
     },
     failing(
