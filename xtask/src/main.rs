@@ -3,6 +3,7 @@
 //! One file a task. Every error carries a line that starts with `try:` and says what to do about it. Nothing that this
 //! program starts outlives it, and nothing is installed without being announced first.
 
+mod bench;
 mod check;
 mod compile;
 mod console;
@@ -38,6 +39,8 @@ enum Task {
     Run(run::Options),
     /// Runs the host tests, then the machine tests; the last line is `N passed, N failed`
     Test(test::Options),
+    /// Measures what exits cost, in executed instructions
+    Bench(bench::Options),
     /// Writes the bootable disk image
     Image(ImageOptions),
     /// Says what this machine has, what is missing and how to get it
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
     let outcome = match cli.task {
         Task::Run(options) => run::main(&options),
         Task::Test(options) => test::main(&options),
+        Task::Bench(options) => bench::main(&options),
         Task::Image(options) => {
             image::main(options.out, &options.append, options.install.permission())
         }

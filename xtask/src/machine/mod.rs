@@ -107,6 +107,8 @@ pub struct Equipment {
     pub display: bool,
     /// The TCP port on which the machine waits for a debugger before it starts.
     pub gdb: Option<u16>,
+    /// Whether the TSC counts executed instructions. In Bochs it always does; QEMU is slower then.
+    pub counts_instructions: bool,
 }
 
 impl Equipment {

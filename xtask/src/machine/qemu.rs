@@ -37,6 +37,8 @@ pub fn prepare(
 fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String> {
     let (accelerator, cpu) = match equipment.kind {
         Kind::QemuKvm => ("kvm", "host"),
+        // Instructions can be counted in one thread only.
+        _ if equipment.counts_instructions => ("tcg,thread=single", "EPYC,+svm"),
         _ => ("tcg,thread=multi", "EPYC,+svm"),
     };
     let mut list: Vec<String> = Vec::new();
@@ -49,6 +51,9 @@ fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String>
         "-no-reboot",
     ]);
     add(&["-machine", "q35", "-accel", accelerator, "-cpu", cpu]);
+    if equipment.counts_instructions && equipment.kind == Kind::QemuSvm {
+        add(&["-icount", "shift=0,sleep=off"]);
+    }
     add(&[
         "-smp",
         &equipment.smp.to_string(),
@@ -107,6 +112,7 @@ mod tests {
             memory: 512,
             display: false,
             gdb: None,
+            counts_instructions: false,
         }
     }
 

@@ -42,6 +42,7 @@ pub fn run(
         memory: scenario.memory,
         display: false,
         gdb: None,
+        counts_instructions: false,
     };
     let logs = workspace.target.join("test-logs");
     let log = logs.join(format!("{kind}-{}.log", scenario.name));
@@ -81,7 +82,7 @@ pub fn run(
 }
 
 /// Listens to a machine until its end; its lines, and how it ended.
-fn watch(
+pub fn watch(
     machine: &mut Machine,
     limit: Duration,
     mut log: impl Write,

@@ -3,9 +3,9 @@
 //! Whatever goes wrong on the way (a build, a missing package) counts as a failed test, so that the last line always
 //! comes and never lies.
 
-mod drive;
+pub mod drive;
 mod host;
-mod judge;
+pub mod judge;
 mod libtest;
 mod scenarios;
 

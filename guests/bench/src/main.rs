@@ -1,0 +1,100 @@
+//! Measures what an exit costs, in ticks of the TSC: executed instructions where the machine counts one tick an instruction (QEMU
+//! with `-icount shift=0`, Bochs), cycles elsewhere.
+//!
+//! Each operation runs many times, each time between two readings of the TSC; what two readings with nothing between them cost is
+//! taken off. A line each: `bench NAME: MEDIAN (LEAST to MOST)`. The names are those of kvm-unit-tests' `vmexit` where it
+//! has the operation.
+
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "executes the instructions that are measured")]
+
+use core::arch::asm;
+
+use plinth_rt::{hypercall, println};
+
+plinth_rt::entry!(main);
+
+/// How often each operation is measured, after as many runs that warm up what the kernel remembers.
+const RUNS: usize = 101;
+
+/// A port that nobody claims.
+const PORT: u16 = 0x5678;
+/// A loop of so many times two instructions, which shows whether a tick is an instruction.
+const LOOPS: u32 = 500;
+
+/// Reads the TSC around the instructions given, which may change RAX, RCX and RDX.
+macro_rules! around {
+    ($($line:literal),* $(; $($operand:tt)*)?) => {
+        || -> u64 {
+            let (start, end): (u64, u64);
+            // SAFETY: the instructions exit to the kernel, or are a loop; none touches memory or leaves other registers
+            // changed than are named.
+            unsafe {
+                asm!(
+                    "rdtsc",
+                    "shl rdx, 32",
+                    "or rax, rdx",
+                    "mov r8, rax",
+                    $($line,)*
+                    "rdtsc",
+                    "shl rdx, 32",
+                    "or rax, rdx",
+                    out("r8") start,
+                    out("rax") end,
+                    out("rdx") _,
+                    out("rcx") _,
+                    $($($operand)*,)?
+                    options(nomem, nostack),
+                );
+            }
+            end.wrapping_sub(start)
+        }
+    };
+}
+
+/// Median, least and most of many runs.
+fn measure(operation: &dyn Fn() -> u64) -> [u64; 3] {
+    let mut ticks = [0; RUNS];
+    for _ in 0..2 {
+        for place in &mut ticks {
+            *place = operation();
+        }
+    }
+    ticks.sort_unstable();
+    [ticks[RUNS / 2], ticks[0], ticks[RUNS - 1]]
+}
+
+fn main() -> u64 {
+    let [harness, ..] = measure(&around!());
+    let report = |name: &str, operation: &dyn Fn() -> u64| {
+        let [median, least, most] = measure(operation).map(|ticks| ticks.saturating_sub(harness));
+        println!("bench {name}: {median} ({least} to {most})");
+    };
+    report(
+        "loop_of_1000",
+        &around!("mov ecx, {loops}", "2: dec ecx", "jnz 2b"; loops = const LOOPS),
+    );
+    if hypercall::is_vmmcall() {
+        report("vmcall", &around!("xor eax, eax", "vmmcall"));
+    } else {
+        report("vmcall", &around!("xor eax, eax", "vmcall"));
+    }
+    report(
+        "cpuid",
+        &around!("mov r9, rbx", "xor eax, eax", "cpuid", "mov rbx, r9"; out("r9") _),
+    );
+    report("rdmsr_efer", &around!("mov ecx, 0xc0000080", "rdmsr"));
+    report("wrmsr_pat", &around!("mov ecx, 0x277", "rdmsr", "wrmsr"));
+    report(
+        "inl_from_kernel",
+        &around!("mov dx, {port}", "in eax, dx"; port = const PORT),
+    );
+    report(
+        "outl_to_kernel",
+        &around!("mov dx, {port}", "out dx, eax"; port = const PORT),
+    );
+    report("mov_to_cr4", &around!("mov rax, cr4", "mov cr4, rax"));
+    report("wbinvd", &around!("wbinvd"));
+    0
+}

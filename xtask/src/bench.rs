@@ -1,0 +1,130 @@
+//! `cargo xtask bench`: what exits cost, measured by the guest `bench`.
+//!
+//! The machine is one whose TSC counts executed instructions, so the figures are exact and repeatable: QEMU with `-icount
+//! shift=0`, or Bochs.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::Install;
+use crate::compile;
+use crate::image;
+use crate::machine::choose::{Host, choose};
+use crate::machine::{Choice, Equipment, Machine, Site};
+use crate::progress::Step;
+use crate::provision::packages;
+use crate::test::drive::watch;
+use crate::test::judge::Ending;
+use crate::workspace::Workspace;
+
+/// The guest that measures.
+const GUEST: &str = "bench";
+/// Counting instructions is slow, and so is the firmware then.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The options of `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The machine: qemu-svm, bochs-vmx or bochs-svm; on qemu-kvm the figures are cycles
+    #[arg(long, value_name = "MACHINE", default_value = "qemu-svm")]
+    pub on: Choice,
+    #[command(flatten)]
+    pub install: Install,
+}
+
+/// A line of the guest's.
+#[derive(Debug, PartialEq, Eq)]
+struct Figure<'a> {
+    name: &'a str,
+    median: u64,
+    range: &'a str,
+}
+
+/// `cargo xtask bench`.
+pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let (kind, why) = choose(options.on, &Host::look());
+    eprintln!("machine: {kind} ({why})");
+    let permission = options.install.permission();
+    let tools = packages::provide(kind, permission)?;
+    let build = compile::build(&workspace, permission)?;
+    let site = Site::new(&workspace.machines())?;
+    image::write(&site.disk(), &build, "guests=bench", Some(&[GUEST]))?;
+    let equipment = Equipment {
+        kind,
+        smp: 1,
+        memory: 1024,
+        display: false,
+        gdb: None,
+        counts_instructions: true,
+    };
+    let step = Step::start(format!("measuring on {kind}"));
+    let mut machine = Machine::start(site, &equipment, &tools)?;
+    let (lines, ending) = watch(&mut machine, PATIENCE, std::io::sink(), |line| {
+        step.detail(line);
+    });
+    machine.kill();
+    let figures: Vec<_> = lines.iter().filter_map(|line| figure(line)).collect();
+    if ending != Ending::Status(0) || figures.is_empty() {
+        step.done("FAILED");
+        anyhow::bail!(
+            "the machine did not get to its end ({ending:?})\n  try: cargo xtask run --on {kind} --append guests={GUEST}"
+        );
+    }
+    step.done(&format!("{} operations", figures.len()));
+    table(&mut std::io::stdout().lock(), &figures).context("cannot print the table")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the figures.
+fn table(out: &mut impl Write, figures: &[Figure<'_>]) -> std::io::Result<()> {
+    writeln!(out, "{:<20} {:>8}  least to most", "operation", "median")?;
+    for Figure {
+        name,
+        median,
+        range,
+    } in figures
+    {
+        writeln!(out, "{name:<20} {median:>8}  {range}")?;
+    }
+    Ok(())
+}
+
+/// The figure in a line such as `[bench] bench cpuid: 170 (168 to 410)`.
+fn figure(line: &str) -> Option<Figure<'_>> {
+    let (name, rest) = line.strip_prefix("[bench] bench ")?.split_once(": ")?;
+    let (median, range) = rest.split_once(" (")?;
+    Some(Figure {
+        name,
+        median: median.parse().ok()?,
+        range: range.strip_suffix(')')?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_the_guests_lines() {
+        assert_eq!(
+            figure("[bench] bench cpuid: 170 (168 to 410)"),
+            Some(Figure {
+                name: "cpuid",
+                median: 170,
+                range: "168 to 410"
+            })
+        );
+        for other in [
+            "[hello] bench cpuid: 170 (1 to 2)",
+            "[bench] bench cpuid",
+            "[bench] bench cpuid: many (1 to 2)",
+        ] {
+            assert_eq!(figure(other), None, "{other}");
+        }
+    }
+}
