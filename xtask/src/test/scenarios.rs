@@ -117,7 +117,6 @@ const fn failing(
         machines,
         expectations,
         guests: Some(&[]),
-        timeout: 60,
         status: 101,
         ..DEFAULT
     }
@@ -340,7 +339,6 @@ pub static ALL: &[Scenario] = &[
         command_line: "test=end end=reboot",
         guests: Some(&[]),
         machines: &[Kind::QemuSvm],
-        timeout: 60,
         ..DEFAULT
     },
 ];
