@@ -207,12 +207,14 @@ impl<V: Vendor> Scheduler<V> {
         );
         let Vcpu { domain, hw, .. } = vcpu;
         drop(hw);
+        // A later domain may get the same frames for its tables: every CPU forgets what it cached before it enters that one.
+        // Nobody runs this domain any more. This comes before its frames are free: another CPU may build a domain from them,
+        // and run it, before this one gets any further.
+        self.flush_epoch.fetch_add(1, Ordering::Release);
         match Arc::try_unwrap(domain) {
             Ok(domain) => domain.free(),
             Err(domain) => log::error!("domain {} is still in use and stays in memory", domain.id),
         }
-        // A later domain may get the same frames for its tables: every CPU forgets what it cached before it enters that one.
-        self.flush_epoch.fetch_add(1, Ordering::Release);
         self.forget(!expected);
     }
 
