@@ -16,6 +16,8 @@ static FEATURES: AtomicU64 = AtomicU64::new(LEGACY);
 static AREA_BYTES: AtomicUsize = AtomicUsize::new(FXSAVE_BYTES);
 /// Whether XSAVE is used; else FXSAVE.
 static XSAVE: AtomicBool = AtomicBool::new(false);
+/// Whether restoring leaves the x87's pointers of whoever had the CPU before (see [`keeps_pointers`]).
+static KEEPS_POINTERS: AtomicBool = AtomicBool::new(false);
 
 /// x87 and SSE: what FXSAVE saves.
 const LEGACY: u64 = 3;
@@ -47,6 +49,17 @@ pub(super) fn init(boot_cpu: bool) {
         let wanted = CR4_OSFXSR | CR4_OSXMMEXCPT | if has_xsave { CR4_OSXSAVE } else { 0 };
         asm!("mov {t}, cr4", "or {t}, {set}", "mov cr4, {t}", t = out(reg) _, set = in(reg) wanted, options(nostack));
     }
+    if boot_cpu {
+        let is_amd = cpuid
+            .get_vendor_info()
+            .is_some_and(|vendor| matches!(vendor.as_str(), "AuthenticAMD" | "HygonGenuine"));
+        let sizes = (core::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0008)
+            .then(|| core::arch::x86_64::__cpuid(0x8000_0008).ebx);
+        KEEPS_POINTERS.store(
+            keeps_pointers(is_amd, sizes.unwrap_or(0)),
+            Ordering::Relaxed,
+        );
+    }
     if boot_cpu && has_xsave {
         // SAFETY: leaf 0Dh exists where XSAVE does.
         let state = core::arch::x86_64::__cpuid_count(0xd, 0);
@@ -64,6 +77,23 @@ pub(super) fn init(boot_cpu: bool) {
         AREA_BYTES.store(size.max(FXSAVE_BYTES + ALIGNMENT), Ordering::Relaxed);
     } else if has_xsave && XSAVE.load(Ordering::Relaxed) {
         write_xcr0(features());
+    }
+}
+
+/// Whether FXSAVE and XSAVE save, and FXRSTOR and XRSTOR load, the x87's last instruction and data pointer and opcode only
+/// while an x87 exception is pending (APM2 11.4.4): AMD's CPUs but those with RstrFpErrPtrs (CPUID 8000_0008h EBX bit 2; APM3
+/// appendix E.4.7). What one guest left there would be read by the next (CVE-2006-1056).
+const fn keeps_pointers(is_amd: bool, extended_8_ebx: u32) -> bool {
+    is_amd && extended_8_ebx & 1 << 2 == 0
+}
+
+/// Puts the kernel's own pointers in place of those that the last guest left.
+fn replace_pointers() {
+    static ZERO: u32 = 0;
+    // SAFETY: x87 registers are nobody's but guests', and the caller loads them next. The guest's pending exception is
+    // cleared and its registers are marked empty first, so FILD of an integer raises none of its own.
+    unsafe {
+        asm!("fnclex", "emms", "fild dword ptr [{}]", in(reg) &raw const ZERO, options(nostack, readonly));
     }
 }
 
@@ -122,6 +152,9 @@ impl Drop for XsaveArea {
 
 /// Loads a vCPU's vector state, and its XCR0.
 pub fn restore(area: &XsaveArea, xcr0: u64) {
+    if KEEPS_POINTERS.load(Ordering::Relaxed) {
+        replace_pointers();
+    }
     let area = area.0.as_ptr();
     if !XSAVE.load(Ordering::Relaxed) {
         // SAFETY: 512 bytes, aligned, written by `new` or FXSAVE.
@@ -174,4 +207,17 @@ pub fn xcr0() -> u64 {
 /// Sets XCR0 for the guest that has the CPU, to a value found legal.
 pub fn set_xcr0(value: u64) {
     write_xcr0(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pointers_are_replaced_on_amds_cpus_that_do_not_switch_them() {
+        assert!(keeps_pointers(true, 0));
+        assert!(keeps_pointers(true, !(1 << 2)));
+        assert!(!keeps_pointers(true, 1 << 2), "RstrFpErrPtrs");
+        assert!(!keeps_pointers(false, 0), "Intel switches them always");
+    }
 }
