@@ -42,6 +42,10 @@ pub unsafe fn enter(context: &mut Context) {
             "push rbx",
             "push rdi",
             "clgi",
+            // With V_INTR_MASKING it is the host's IF that lets physical interrupts end the guest's run (APM2 15.21.1). Not
+            // right before VMRUN: AMD's CPUs carry the shadow of STI into the guest's interrupt state where an exit comes
+            // while VMRUN delivers an event. GIF holds the interrupts back meanwhile.
+            "sti",
             "mov rax, [rdi + {vmcb}]",
             "vmload rax",
             "mov rcx, [rdi + {rcx}]",
@@ -58,8 +62,6 @@ pub unsafe fn enter(context: &mut Context) {
             "mov r14, [rdi + {r14}]",
             "mov r15, [rdi + {r15}]",
             "mov rdi, [rdi + {rdi}]",
-            // With V_INTR_MASKING it is the host's IF that lets physical interrupts end the guest's run (APM2 15.21.1).
-            "sti",
             "vmrun rax",
             "cli",
             // RAX is the host's again: the control block's address.
