@@ -123,9 +123,11 @@ impl<V: Vendor> Vcpu<V> {
             let exit = self.hw.run(hardware);
             let (counter, next) = exit::handle(self, exit);
             self.counters.bump(counter);
-            if counter == Counter::Host {
+            if matches!(counter, Counter::Host | Counter::Exception) {
                 // The interrupt that ended the run is still pending: it is taken here, through the host's IDT. A slice
-                // that the preemption timer ended may have left none.
+                // that the preemption timer ended may have left none. An exception may be raised again by its own
+                // delivery, at every entry anew (CVE-2015-5307, CVE-2015-8104): that comes before any interrupt could end
+                // the run, so the host's have to be taken here too.
                 trap::interrupt_window();
                 if time::tsc() >= deadline {
                     self.preemptions += 1;
