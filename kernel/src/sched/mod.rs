@@ -205,9 +205,6 @@ impl<V: Vendor> Scheduler<V> {
             vcpu.counters.total(),
             vcpu.counters,
         );
-        // A later domain may get the same frames for its tables: every CPU forgets what it cached before it enters that one.
-        // It is said before they are free, as another CPU may build and enter that domain at once.
-        self.flush_epoch.fetch_add(1, Ordering::Release);
         let Vcpu { domain, hw, .. } = vcpu;
         drop(hw);
         // A later domain may get the same frames for its tables: every CPU forgets what it cached before it enters that one.
