@@ -18,8 +18,9 @@ pub const TSS: u16 = 0x18;
 
 /// Pages of an interrupt stack.
 pub(super) const IST_PAGES: usize = 4;
-/// How many interrupt stacks a CPU has: for NMI, double fault and machine check, in this order. Debug exceptions need none: there
-/// is no moment at which the kernel runs on a stack that is not its own.
+/// How many interrupt stacks a CPU has: for NMI, double fault and machine check, in this order. Debug exceptions need none: the
+/// kernel has no code at another privilege level and sets no breakpoints, and after a VM exit, where RSP is not yet a stack's
+/// on VMX, DR7 and TF are clear.
 pub(crate) const IST_STACKS: usize = 3;
 
 const CODE64: u64 = 0x00af_9b00_0000_ffff;

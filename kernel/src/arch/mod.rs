@@ -5,6 +5,7 @@
 pub mod apic;
 pub mod cpu;
 pub mod debug;
+pub mod errata;
 pub mod fpu;
 pub mod gdt;
 pub mod idt;

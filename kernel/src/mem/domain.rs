@@ -61,7 +61,7 @@ impl<F: EntryFormat> DomainMemory<F> {
     }
 
     /// Adds `len` bytes of zeroed RAM from `gpa` on, in pages of 2 MiB where there is room and alignment, else of 4 KiB.
-    /// `memory_type_of` is as for [`NestedTable::map`].
+    /// `memory_type_of` and `largest` are as for [`NestedTable::map`].
     ///
     /// # Errors
     /// [`AddError`]; what was added before stays until [`DomainMemory::free`].
@@ -70,6 +70,7 @@ impl<F: EntryFormat> DomainMemory<F> {
         gpa: Gpa,
         len: u64,
         memory_type_of: &dyn Fn(Hpa, PageSize) -> Option<MemoryType>,
+        largest: PageSize,
     ) -> Result<(), AddError> {
         let owner = self.owner();
         let mut done = 0;
@@ -97,7 +98,7 @@ impl<F: EntryFormat> DomainMemory<F> {
                     size.bytes(),
                     access,
                     memory_type_of,
-                    size,
+                    largest,
                 )
                 .map_err(AddError::Map)?;
             done += size.bytes();

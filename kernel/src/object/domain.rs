@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Mutex;
 
 use super::Console;
-use crate::arch::mtrr;
+use crate::arch::{errata, mtrr};
 use crate::log;
 use crate::mem::domain::{AddError, DomainMemory};
 use crate::mem::guest::GuestMemoryError;
@@ -116,7 +116,7 @@ impl<V: Vendor> Domain<V> {
     pub fn add_ram(&self, gpa: Gpa, len: u64) -> Result<(), BuildError> {
         self.memory
             .lock()
-            .add_ram(gpa, len, &mtrr::memory_type)
+            .add_ram(gpa, len, &mtrr::memory_type, errata::largest_guest_page())
             .map_err(|why| match why {
                 AddError::NoMemory => BuildError::NoMemory,
                 AddError::Map(why) => BuildError::Map(why),
