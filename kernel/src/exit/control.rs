@@ -205,8 +205,11 @@ pub(super) fn xsetbv<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
     let supported = vcpu.domain.cpuid.features().xcr0;
     match cr::write_xcr0(value, supported) {
         Ok(value) if index == 0 && vcpu.hw.cpl() == 0 => {
+            if let Err(next) = instruction::skip(vcpu) {
+                return next;
+            }
             fpu::set_xcr0(value);
-            instruction::skip_and(vcpu, Next::Resume)
+            Next::Resume
         }
         _ => raise(vcpu, Event::GP0),
     }

@@ -7,6 +7,10 @@ use crate::virt::{Vcpu as _, Vendor};
 /// Answers from the domain's table. All four registers are written as 32-bit values: their upper halves become zero.
 #[inline(always)]
 pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+    let length = match instruction::length(vcpu) {
+        Ok(length) => length,
+        Err(next) => return next,
+    };
     let gprs = vcpu.hw.gprs();
     let (leaf, subleaf) = (gprs.rax as u32, gprs.rcx as u32);
     let [eax, ebx, ecx, edx] = vcpu.cpuid(leaf, subleaf);
@@ -15,5 +19,6 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
     gprs.rbx = u64::from(ebx);
     gprs.rcx = u64::from(ecx);
     gprs.rdx = u64::from(edx);
-    instruction::skip_and(vcpu, Next::Resume)
+    vcpu.hw.skip(length);
+    Next::Resume
 }

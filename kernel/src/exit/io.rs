@@ -12,12 +12,17 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
     if access.string {
         return string::handle(vcpu, access);
     }
+    let length = match instruction::length(vcpu) {
+        Ok(length) => length,
+        Err(next) => return next,
+    };
     if access.input {
         let value = read_unclaimed(access.size);
         let gprs = vcpu.hw.gprs_mut();
         gprs.rax = merge(gprs.rax, value, access.size);
     }
-    instruction::skip_and(vcpu, Next::Resume)
+    vcpu.hw.skip(length);
+    Next::Resume
 }
 
 /// What a read of `size` bytes (1, 2 or 4) gives at a port that nobody claims.

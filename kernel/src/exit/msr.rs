@@ -45,6 +45,10 @@ impl<V: Vendor> Context for View<'_, V> {
 
 /// RDMSR. The CPU has checked CPL 0, under SVM too: its bitmap is consulted after the check.
 pub(super) fn read<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+    let length = match instruction::length(vcpu) {
+        Ok(length) => length,
+        Err(next) => return next,
+    };
     let number = vcpu.hw.gprs().rcx as u32;
     let view = View::<V> {
         control: control::state(vcpu),
@@ -54,7 +58,8 @@ pub(super) fn read<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
     match msr::read(number, &vcpu.msrs, vcpu.domain.cpuid.features(), &view) {
         Ok(value) => {
             vcpu.hw.gprs_mut().set_edx_eax(value);
-            instruction::skip_and(vcpu, Next::Resume)
+            vcpu.hw.skip(length);
+            Next::Resume
         }
         Err(_) => raise(vcpu, Event::GP0),
     }
@@ -62,6 +67,10 @@ pub(super) fn read<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
 
 /// WRMSR.
 pub(super) fn write<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+    let length = match instruction::length(vcpu) {
+        Ok(length) => length,
+        Err(next) => return next,
+    };
     let gprs = vcpu.hw.gprs();
     let (number, value) = (gprs.rcx as u32, gprs.edx_eax());
     let control = control::state(vcpu);
@@ -77,7 +86,10 @@ pub(super) fn write<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
         vcpu.domain.cpuid.features(),
         &mut view,
     ) {
-        Ok(()) => instruction::skip_and(vcpu, Next::Resume),
+        Ok(()) => {
+            vcpu.hw.skip(length);
+            Next::Resume
+        }
         Err(_) => raise(vcpu, Event::GP0),
     }
 }

@@ -115,7 +115,8 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
         }
     }
     if left == 0 {
-        return instruction::skip_and(vcpu, Next::Resume);
+        vcpu.hw.skip(insn.length);
+        return Next::Resume;
     }
     // A single-step trap finds RIP still at the instruction (SDM vol. 3 18.3.1.4). And the shadow of an STI or MOV SS in front
     // ends with the first element: kept, it could hold off the host's interrupts too, for as many exits as RCX asks for.

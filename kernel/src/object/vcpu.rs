@@ -13,6 +13,7 @@ use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
 use crate::exit::{self, LengthCache, Next};
 use crate::rules::cpuid::VcpuView;
+use crate::rules::cr;
 use crate::rules::msr::MsrState;
 use crate::trace::{Counter, Counters};
 use crate::virt::{BadState, Vcpu as _, Vendor};
@@ -86,6 +87,13 @@ impl<V: Vendor> Vcpu<V> {
 
     /// Sets the whole register state. The vCPU is not attached; it is so for the time of the call.
     pub fn set_state(&mut self, cpu: &mut V::Cpu, state: &VcpuState) -> Result<(), BadState> {
+        let supported = self.domain.cpuid.features().xcr0;
+        // Without XSAVE there is no XCR0, and the state says what a reset leaves in it.
+        if state.xcr0 != 1 && cr::write_xcr0(state.xcr0, supported).is_err() {
+            return Err(BadState(
+                "XCR0 has a component that is not offered, or lacks one that another needs",
+            ));
+        }
         self.hw.attach(cpu);
         let result = self.hw.set_state(state);
         self.hw.detach(cpu);

@@ -5,7 +5,7 @@ use plinth_abi::{Segment, VcpuState};
 use super::validate::{cr0, cr4, efer};
 use super::vmcb::{EventInjection, InterruptState, RegisterSet, SaveArea, Vmcb};
 use crate::arch::msr::Msr;
-use crate::virt::{Gprs, SegmentName};
+use crate::virt::{Event, Gprs, SegmentName};
 
 /// RFLAGS: bit 1, always set.
 pub const RFLAGS_FIXED: u64 = 1 << 1;
@@ -43,6 +43,17 @@ pub fn skip(vmcb: &mut Vmcb, length: u8) -> bool {
 fn wrapped(save: &SaveArea, next: u64) -> u64 {
     let is_64_bit = save.efer & efer::LMA != 0 && save.cs.is_long();
     if is_64_bit { next } else { next & 0xffff_ffff }
+}
+
+/// The event as the guest's mode delivers it: in real mode no exception pushes an error code (APM2 8.2, SDM vol. 3 22.1.4).
+pub const fn as_delivered(save: &SaveArea, event: Event) -> Event {
+    if save.cr0 & cr0::PE != 0 {
+        return event;
+    }
+    Event {
+        error_code: None,
+        ..event
+    }
 }
 
 /// Whether the limit of the IDT leaves room for this vector (APM2 8.2.9, 8.9). Where it does not for #DF, delivering it is a
@@ -260,6 +271,15 @@ pub fn sensible(state: &VcpuState) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn real_mode_delivers_no_error_codes() {
+        let mut vmcb = block();
+        vmcb.save.cr0 = 0;
+        assert_eq!(as_delivered(&vmcb.save, Event::GP0).error_code, None);
+        vmcb.save.cr0 = cr0::PE;
+        assert_eq!(as_delivered(&vmcb.save, Event::GP0), Event::GP0);
+    }
 
     fn block() -> Box<Vmcb> {
         // SAFETY: every field is an integer, an integer in a newtype, or an array of such: zero is valid.

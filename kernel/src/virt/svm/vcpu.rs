@@ -145,6 +145,7 @@ impl SvmVcpu {
         let event = self
             .events
             .take(self.vmcb.save.rip)
+            .map(|event| registers::as_delivered(&self.vmcb.save, event))
             .and_then(EventInjection::of);
         self.watch_iret();
         self.vmcb.control.event_injection = event.unwrap_or(EventInjection::NONE);
