@@ -9,7 +9,7 @@ impl Call {
     /// Version of the contract; no arguments. Value: [`crate::ABI_VERSION`]. Also the null call for measurements.
     pub const VERSION: Self = Self(0);
     /// Writes to the caller's console. RDI: guest-physical address of the bytes; RSI: their number, at most
-    /// [`CONSOLE_WRITE_MAX`]. Value: bytes taken.
+    /// [`CONSOLE_WRITE_MAX`]. Value: bytes taken, which may be fewer: call again with the rest.
     pub const CONSOLE_WRITE: Self = Self(1);
     /// Nanoseconds since the machine's boot, monotonic on and across CPUs; no arguments.
     pub const CLOCK: Self = Self(2);

@@ -13,6 +13,7 @@ pub mod msr;
 pub mod mtrr;
 pub mod nmi_tick;
 pub mod paging;
+mod pat;
 pub mod pic;
 pub mod power;
 pub mod smp;
@@ -30,6 +31,7 @@ pub fn init_boot_cpu(stack: (u64, u64)) {
     let cpu = cpu::boot_cpu();
     cpu.install();
     smp::init_tables(cpu);
+    pat::init();
     fpu::init(true);
     mtrr::init();
 }

@@ -5,7 +5,6 @@ use super::access::{self, Fault};
 use super::{Next, instruction, raise};
 use crate::arch::fpu;
 use crate::decode::{Operand, Operation};
-use crate::mem::Gpa;
 use crate::object::Vcpu;
 use crate::rules::GeneralProtection;
 use crate::rules::cr::{self, ControlState, Effect};
@@ -173,22 +172,15 @@ fn load_pdptes<V: Vendor>(vcpu: &mut Vcpu<V>, effect: &Effect, cr3: u64) -> Resu
     if !effect.load_pdptes {
         return Ok(());
     }
-    const TABLE: u64 = !0x1f & 0xffff_ffff;
-    let gpa = Gpa::new(cr3 & TABLE);
-    let mut bytes = [0; 32];
-    vcpu.domain
-        .read_guest(gpa, &mut bytes)
-        .map_err(|_| Fault::Unmapped {
+    let loaded = vcpu
+        .domain
+        .read_pdptes(cr3)
+        .map_err(|gpa| Fault::Unmapped {
             gpa,
             write: false,
             fetch: false,
             table_walk: true,
         })?;
-    let (entries, _) = bytes.as_chunks::<8>();
-    let mut loaded = [0; 4];
-    for (to, from) in loaded.iter_mut().zip(entries) {
-        *to = u64::from_le_bytes(*from);
-    }
     vcpu.hw
         .set_pdptes(loaded)
         .map_err(|_| Fault::Exception(Event::GP0))

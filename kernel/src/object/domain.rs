@@ -128,6 +128,23 @@ impl<V: Vendor> Domain<V> {
         self.memory.lock().view().read_bytes(gpa, out)
     }
 
+    /// The four top entries of PAE paging at `cr3` (SDM vol. 3 5.4.1).
+    ///
+    /// # Errors
+    /// Where they should be, if there is no memory.
+    pub fn read_pdptes(&self, cr3: u64) -> Result<[u64; 4], Gpa> {
+        const TABLE: u64 = 0xffff_ffe0;
+        let gpa = Gpa::new(cr3 & TABLE);
+        let mut bytes = [0; 32];
+        self.read_guest(gpa, &mut bytes).map_err(|_| gpa)?;
+        let (entries, _) = bytes.as_chunks::<8>();
+        let mut loaded = [0; 4];
+        for (to, from) in loaded.iter_mut().zip(entries) {
+            *to = u64::from_le_bytes(*from);
+        }
+        Ok(loaded)
+    }
+
     /// Copies into guest-physical memory that is mapped writable.
     pub fn write_guest(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), GuestMemoryError> {
         self.memory.lock().view().write_bytes(gpa, bytes)

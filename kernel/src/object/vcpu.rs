@@ -13,7 +13,7 @@ use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
 use crate::exit::{self, LengthCache, Next};
 use crate::rules::cpuid::VcpuView;
-use crate::rules::cr;
+use crate::rules::cr::{self, is_pae_paging};
 use crate::rules::msr::MsrState;
 use crate::trace::{Counter, Counters};
 use crate::virt::{BadState, Vcpu as _, Vendor};
@@ -95,12 +95,26 @@ impl<V: Vendor> Vcpu<V> {
             ));
         }
         self.hw.attach(cpu);
-        let result = self.hw.set_state(state);
+        let result = self
+            .hw
+            .set_state(state)
+            .and_then(|()| self.load_pdptes(state));
         self.hw.detach(cpu);
         result?;
         self.xcr0 = state.xcr0;
         self.debug_addresses = state.dr;
         Ok(())
+    }
+
+    /// Loads the four top entries of PAE paging, where the state translates by it.
+    fn load_pdptes(&mut self, state: &VcpuState) -> Result<(), BadState> {
+        if !is_pae_paging(state.cr0, state.cr4, state.efer) {
+            return Ok(());
+        }
+        let entries = self.domain.read_pdptes(state.cr3);
+        let entries =
+            entries.map_err(|_| BadState("PAE paging with CR3 where there is no memory"))?;
+        self.hw.set_pdptes(entries)
     }
 
     /// Runs the guest on the calling CPU until its slice ends at `deadline` (TSC) or something stops it.

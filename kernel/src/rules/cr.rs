@@ -104,7 +104,7 @@ impl ControlState {
 }
 
 /// Whether these translate by PAE paging, the mode that caches four PDPTEs (SDM vol. 3 5.1.1).
-const fn pae_paging(cr0: u64, cr4: u64, efer: u64) -> bool {
+pub const fn is_pae_paging(cr0: u64, cr4: u64, efer: u64) -> bool {
     cr0 & cr0::PG != 0 && cr4 & cr4::PAE != 0 && efer & efer::LMA == 0
 }
 
@@ -175,7 +175,8 @@ pub const fn write_cr0(new: u64, now: &ControlState) -> Result<Effect, GeneralPr
         } else {
             Flush::Nothing
         },
-        load_pdptes: pae_paging(new, now.cr4, efer) && changed & (cr0::CD | cr0::NW | cr0::PG) != 0,
+        load_pdptes: is_pae_paging(new, now.cr4, efer)
+            && changed & (cr0::CD | cr0::NW | cr0::PG) != 0,
     })
 }
 
@@ -217,7 +218,7 @@ pub const fn write_cr3(
         } else {
             Flush::NonGlobal
         },
-        load_pdptes: pae_paging(now.cr0, now.cr4, now.efer),
+        load_pdptes: is_pae_paging(now.cr0, now.cr4, now.efer),
     })
 }
 
@@ -254,7 +255,7 @@ pub const fn write_cr4(
         value: new,
         efer: now.efer,
         flush,
-        load_pdptes: pae_paging(now.cr0, new, now.efer) && changed & reloads != 0,
+        load_pdptes: is_pae_paging(now.cr0, new, now.efer) && changed & reloads != 0,
     })
 }
 
