@@ -198,8 +198,9 @@ impl<V: Vendor> Scheduler<V> {
             if expected { "" } else { " (not expected)" },
         );
         log::info!(
-            "domain {} ran {} ms, was preempted {} times, left {} times:{}",
+            "domain {} \"{}\" ran {} ms, was preempted {} times, left {} times:{}",
             vcpu.domain.id,
+            vcpu.domain.name(),
             time::ms_of_ticks(vcpu.run_ticks),
             vcpu.preemptions,
             vcpu.counters.total(),
