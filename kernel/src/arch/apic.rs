@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "device registers in memory, and MSRs")]
 
+use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use raw_cpuid::CpuId;
@@ -163,10 +164,18 @@ pub(super) fn clear_error() {
     write(Register::ErrorStatus, 0);
 }
 
+/// Waits until every store so far is seen by all, before any later instruction begins. WRMSR to an x2APIC register or to
+/// IA32_TSC_DEADLINE doesn't wait by itself (SDM 12.12.3). A fence of the language is not enough: it orders memory accesses, and
+/// may be compiled to a locked instruction, which WRMSR can overtake.
+fn finish_stores() {
+    // SAFETY: only orders what is around it.
+    unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
+}
+
 fn command(destination: u32, low: u32) {
     if is_x2apic() {
-        // An x2APIC write is not ordered with memory writes before it (SDM 12.12.3): what the other CPU is to see comes first.
-        core::sync::atomic::fence(Ordering::SeqCst);
+        // What the other CPU is to see comes before the message.
+        finish_stores();
         // SAFETY: asks other CPUs for what the callers want.
         unsafe { msr::write(Msr(0x830), u64::from(destination) << 32 | u64::from(low)) };
         return;
@@ -234,8 +243,8 @@ pub(super) fn timer_one_shot() {
 /// Sets the timer to TSC-deadline mode; not armed.
 pub(super) fn timer_tsc_deadline() {
     write(Register::LvtTimer, TIMER_TSC_DEADLINE | u32::from(TIMER));
-    // The mode must have taken effect before the deadline is written (SDM 12.5.4.1); a fence orders xAPIC's memory write.
-    core::sync::atomic::fence(Ordering::SeqCst);
+    // The mode must have taken effect before the deadline is written (SDM 12.5.4.1), or that would be ignored.
+    finish_stores();
 }
 
 /// Lets the one-shot timer run for `count` of its ticks; 0 stops it.
