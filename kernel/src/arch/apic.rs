@@ -6,9 +6,11 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use raw_cpuid::CpuId;
+use spin::Once;
 
 use super::msr::{self, Msr};
 use super::paging;
+use crate::boot::acpi::Firmware;
 use crate::mem::Hpa;
 
 /// Vector of the timer.
@@ -63,6 +65,8 @@ const PATIENCE: u32 = 1_000_000;
 static X2APIC: AtomicBool = AtomicBool::new(false);
 /// Where the registers are mapped; 0 with x2APIC.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
+/// What the firmware says of the inputs for NMIs.
+static FIRMWARE: Once<Firmware> = Once::new();
 
 fn is_x2apic() -> bool {
     X2APIC.load(Ordering::Relaxed)
@@ -95,7 +99,8 @@ fn write(register: Register, value: u32) {
 ///
 /// # Panics
 /// Where the page of registers cannot be mapped: a kernel without interrupts can do nothing.
-pub(super) fn init() {
+pub(super) fn init(firmware: &Firmware) {
+    FIRMWARE.call_once(|| firmware.clone());
     let base = msr::read(Msr::IA32_APIC_BASE);
     let has_x2apic = CpuId::new()
         .get_feature_info()
@@ -110,7 +115,7 @@ pub(super) fn init() {
     }
 }
 
-/// Switches the calling CPU's APIC on: everything accepted, the timer masked, LINT1 an NMI as on every PC.
+/// Switches the calling CPU's APIC on: everything accepted, the timer masked, and NMIs taken from the inputs that carry them.
 pub(super) fn init_cpu() {
     let base = msr::read(Msr::IA32_APIC_BASE) | BASE_ENABLE;
     // SAFETY: the address stays; the mode is the one that `read` and `write` use from here on. There is no way from off to
@@ -127,8 +132,15 @@ pub(super) fn init_cpu() {
         SOFTWARE_ENABLE | u32::from(SPURIOUS),
     );
     write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER));
-    write(Register::LvtLint0, LVT_MASKED);
-    write(Register::LvtLint1, LVT_NMI);
+    let nmi = FIRMWARE
+        .get()
+        .map_or([false, true], |firmware| firmware.nmi_inputs(id()));
+    for (lint, nmi) in [Register::LvtLint0, Register::LvtLint1]
+        .into_iter()
+        .zip(nmi)
+    {
+        write(lint, if nmi { LVT_NMI } else { LVT_MASKED });
+    }
     clear_error();
     write(Register::LvtError, u32::from(ERROR));
 }

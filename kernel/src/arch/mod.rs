@@ -39,7 +39,7 @@ pub fn init_boot_cpu(stack: (u64, u64)) {
 /// Interrupts and time, on the boot CPU: the APIC on, the old controllers off, the TSC calibrated.
 pub fn init_interrupts(firmware: &Firmware) {
     pic::silence();
-    apic::init();
+    apic::init(firmware);
     apic::init_cpu();
     let cpu = cpu::boot_cpu();
     cpu.set_apic_id(apic::id());

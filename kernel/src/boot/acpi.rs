@@ -147,6 +147,25 @@ impl Firmware {
         facts
     }
 
+    /// Which of the inputs LINT0 and LINT1 carry NMIs at the processor with this APIC id. Firmware that names no such input at
+    /// all has the PC's wiring: LINT1, at each.
+    pub fn nmi_inputs(&self, apic_id: u32) -> [bool; 2] {
+        if self.local_nmis.is_empty() {
+            return [false, true];
+        }
+        let cpu = self.cpus.iter().find(|cpu| cpu.apic_id == apic_id);
+        let is_here = |nmi: &&LocalNmi| {
+            nmi.uid
+                .is_none_or(|uid| cpu.is_some_and(|cpu| cpu.uid == uid))
+        };
+        [0, 1].map(|lint| {
+            self.local_nmis
+                .iter()
+                .filter(is_here)
+                .any(|nmi| nmi.lint == lint)
+        })
+    }
+
     /// 5.2.12: the processors and interrupt controllers.
     fn madt(&mut self, table: &[u8]) {
         let mut rest = table.get(44..).unwrap_or_default();

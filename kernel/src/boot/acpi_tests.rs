@@ -149,6 +149,18 @@ fn interrupt_controllers_are_read() {
 }
 
 #[test]
+fn nmis_come_where_the_firmware_says() {
+    let mut facts = firmware(memory(2));
+    assert_eq!(facts.nmi_inputs(0), [false, true], "LINT1 at each");
+    assert_eq!(facts.nmi_inputs(0x1234), [true, true], "and LINT0 at uid 7");
+    facts.local_nmis.remove(0);
+    assert_eq!(facts.nmi_inputs(0), [false, false]);
+    assert_eq!(facts.nmi_inputs(0x1234), [true, false]);
+    assert_eq!(facts.nmi_inputs(7), [false, false], "a uid is no APIC id");
+    assert_eq!(Firmware::default().nmi_inputs(3), [false, true]);
+}
+
+#[test]
 fn fixed_hardware_is_read() {
     let facts = firmware(memory(2));
     assert_eq!(
