@@ -12,13 +12,25 @@
 
 pub mod call;
 pub mod cpuid;
+pub mod device;
+pub mod domain;
+pub mod handle;
 pub mod state;
 pub mod status;
+pub mod system;
+pub mod trace;
 
 pub use call::Call;
+pub use device::{Claim, Slot};
+pub use domain::{
+    DomainConfig, DomainInfo, DomainState, MemoryInfo, Reason, Schedule, StreamHeader, VcpuInfo,
+    VcpuRun,
+};
+pub use handle::{Handle, ObjectType, rights};
 pub use state::{Segment, VcpuState};
 pub use status::Status;
+pub use system::{StartEntry, StartInfo, SystemInfo};
 
 /// Version of this contract: major in the upper half, minor in the lower. A guest refuses a different major; a minor
 /// only ever adds calls and bits that were reserved.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

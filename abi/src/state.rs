@@ -2,6 +2,15 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// Parts of a vCPU's state, for `VCPU_GET_STATE` and `VCPU_SET_STATE`.
+pub mod part {
+    /// [`super::VcpuState`].
+    pub const REGISTERS: u64 = 0;
+    /// The vector state: an XSAVE area in the standard format (SDM vol. 1 13.4), as long as CPUID leaf 0Dh says, or an FXSAVE area
+    /// of 512 bytes without XSAVE.
+    pub const VECTOR: u64 = 1;
+}
+
 /// A segment register with its hidden part.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -58,6 +58,10 @@ statuses! {
     EXISTS = 11, "exists already";
     /// What was asked for does not exist.
     NOT_FOUND = 12, "not found";
+    /// The time came before the event.
+    TIMED_OUT = 13, "timed out";
+    /// This machine cannot do it.
+    NOT_SUPPORTED = 14, "not supported on this machine";
 }
 
 impl fmt::Debug for Status {

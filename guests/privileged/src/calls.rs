@@ -1,6 +1,6 @@
 //! Hypercalls: who may call, what is kept, and how bad arguments are answered.
 
-use plinth_rt::abi::{ABI_VERSION, Call, Status, call::CONSOLE_WRITE_MAX};
+use plinth_rt::abi::{ABI_VERSION, Call, Status, call::CONSOLE_MAX};
 use plinth_rt::suite::{must_fault, must_fault_user};
 use plinth_rt::trap::vector;
 use plinth_rt::{Gprs, Outcome, Scratch, Snippet, check, check_eq, cpu, hypercall, snippet};
@@ -123,7 +123,7 @@ pub fn console_write_wrapping() -> Outcome {
 }
 
 pub fn console_write_too_long() -> Outcome {
-    for length in [CONSOLE_WRITE_MAX + 1, 1 << 32, u64::MAX] {
+    for length in [CONSOLE_MAX + 1, 1 << 32, u64::MAX] {
         let (status, _) = write(crate::PAGES.address(), length);
         check!(
             status == Status::BAD_ARGUMENT,

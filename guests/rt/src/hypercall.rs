@@ -21,22 +21,33 @@ pub fn is_vmmcall() -> bool {
     VMMCALL.get()
 }
 
-/// Makes a hypercall with up to three arguments; the rest are 0. Returns the status and the value.
-pub fn call(call: Call, arguments: [u64; 3]) -> (Status, u64) {
+/// Makes a hypercall. Arguments that are not given are 0. Returns the status and the value.
+pub fn call<const N: usize>(call: Call, arguments: [u64; N]) -> (Status, u64) {
+    const { assert!(N <= 6, "a call takes six arguments at most") };
+    let mut all = [0; 6];
+    all[..N].copy_from_slice(&arguments);
     let mut status = call.0;
-    let mut value = arguments[2];
+    let mut value = all[2];
     // SAFETY: every call that exists reads or writes no memory of the guest but the buffers that its arguments name, and
-    // the wrappers below pass initialised buffers. No register but RAX and RDX changes.
+    // the wrappers pass buffers that they own. No register but RAX and RDX changes.
     unsafe {
         if VMMCALL.get() {
-            asm!("vmmcall", inout("rax") status, inout("rdx") value, in("rdi") arguments[0], in("rsi") arguments[1],
-                in("r10") 0u64, in("r8") 0u64, in("r9") 0u64, options(nostack));
+            asm!("vmmcall", inout("rax") status, inout("rdx") value, in("rdi") all[0], in("rsi") all[1],
+                in("r10") all[3], in("r8") all[4], in("r9") all[5], options(nostack));
         } else {
-            asm!("vmcall", inout("rax") status, inout("rdx") value, in("rdi") arguments[0], in("rsi") arguments[1],
-                in("r10") 0u64, in("r8") 0u64, in("r9") 0u64, options(nostack));
+            asm!("vmcall", inout("rax") status, inout("rdx") value, in("rdi") all[0], in("rsi") all[1],
+                in("r10") all[3], in("r8") all[4], in("r9") all[5], options(nostack));
         }
     }
     (Status(status), value)
+}
+
+/// As [`call`], with the value of a success or the status of a failure. `AGAIN` is a failure here.
+pub fn checked<const N: usize>(number: Call, arguments: [u64; N]) -> Result<u64, Status> {
+    match call(number, arguments) {
+        (Status::OK, value) => Ok(value),
+        (status, _) => Err(status),
+    }
 }
 
 /// Version of the contract that the kernel keeps: major in the upper half, minor in the lower.
@@ -48,9 +59,7 @@ pub fn version() -> u32 {
 /// channel to complain on.
 pub fn console_write(mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        let length = bytes
-            .len()
-            .min(plinth_abi::call::CONSOLE_WRITE_MAX as usize);
+        let length = bytes.len().min(plinth_abi::call::CONSOLE_MAX as usize);
         let (status, taken) = call(
             Call::CONSOLE_WRITE,
             [bytes.as_ptr() as u64, length as u64, 0],

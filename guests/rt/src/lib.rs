@@ -6,7 +6,7 @@
 //!
 //! # How a guest is started
 //! A guest is a static ELF64 executable linked at 1 MiB by `guest.ld`. It starts in long mode at CPL 0 at `_start`, with
-//! the low 1 GiB mapped to itself, RDI holding the size of its memory in bytes, a stack, no descriptor tables and interrupts
+//! the low 1 GiB mapped to itself, RDI holding the size of its memory in bytes, RSI the address of its start information or 0, a stack, no descriptor tables and interrupts
 //! off. An executable whose entry point is 0xFFFF_FFF0 is firmware instead: its vCPU starts in the state after reset, and
 //! the segment that holds the entry point lies at the top of the first 4 GiB.
 //!
@@ -30,6 +30,7 @@ pub mod cpu;
 pub mod gdt;
 pub mod hypercall;
 mod local;
+pub mod object;
 pub mod paging;
 pub mod scratch;
 pub mod snippet;
@@ -40,7 +41,7 @@ pub mod trap;
 pub use plinth_abi as abi;
 pub use scratch::Scratch;
 pub use snippet::Snippet;
-pub use start::ram_size;
+pub use start::{ram_size, start_info};
 pub use suite::{Outcome, Why};
 pub use trap::{Gprs, Trap};
 

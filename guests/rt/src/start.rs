@@ -2,6 +2,9 @@
 
 #![allow(unsafe_code, reason = "the entry point, and calling what entry! names")]
 
+use plinth_abi::StartInfo;
+use plinth_abi::system::START_MAGIC;
+
 use crate::local::Local;
 use crate::{gdt, hypercall, trap};
 
@@ -28,8 +31,22 @@ pub fn ram_size() -> u64 {
     RAM_SIZE.get()
 }
 
-extern "C" fn start(ram_size: u64) -> ! {
+static START_INFO: Local<u64> = Local::new(0);
+
+/// What the domain has from its start; `None` for one that was given nothing.
+pub fn start_info() -> Option<StartInfo> {
+    let at = START_INFO.get() as *const StartInfo;
+    if at.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel put the structure at this address, in memory of the guest's own.
+    let info = unsafe { at.read_unaligned() };
+    (info.magic == START_MAGIC).then_some(info)
+}
+
+extern "C" fn start(ram_size: u64, start_info: u64) -> ! {
     RAM_SIZE.set(ram_size);
+    START_INFO.set(start_info);
     hypercall::init();
     gdt::init();
     trap::init();

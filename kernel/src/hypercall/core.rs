@@ -1,7 +1,7 @@
 //! The core family: console, clock, end.
 
 use plinth_abi::Status;
-use plinth_abi::call::CONSOLE_WRITE_MAX;
+use plinth_abi::call::CONSOLE_MAX;
 
 use super::Done;
 use crate::arch::time;
@@ -18,7 +18,7 @@ const LINES: usize = 8;
 /// a bad address in its middle nothing is shown.
 pub(super) fn console_write<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<Done, Status> {
     let (address, length) = (vcpu.hw.gprs().rdi, vcpu.hw.gprs().rsi);
-    if length > CONSOLE_WRITE_MAX {
+    if length > CONSOLE_MAX {
         return Err(Status::BAD_ARGUMENT);
     }
     let start = Gpa::new(address);
