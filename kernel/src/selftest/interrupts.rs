@@ -275,6 +275,8 @@ fn a_kick_ends_a_halt() -> super::Outcome {
 
 /// The PIT's line.
 const PIT: u8 = 0;
+/// Of its ticks.
+const MILLISECOND: u16 = 1193;
 /// How long is waited for what must not come, in microseconds: several times what the PIT takes.
 const QUIET_US: u64 = 20_000;
 
@@ -294,19 +296,16 @@ fn line_calls() -> u64 {
     LINE_CALLS.load(Ordering::Relaxed)
 }
 
-/// The line of the PIT's channel 0 becomes inactive, and stays so (mode 0 without a count).
-fn pit_low() {
+/// The PIT's line becomes inactive, and after `count` ticks (1.193182 MHz; 0 is 65536) active; it stays so.
+fn pit_one_shot(count: u16) {
+    // Mode 0 of channel 0, binary.
+    const MODE_0: u8 = 0b0011_0000;
+    let count = count.to_le_bytes();
     // SAFETY: the kernel uses channel 0 for nothing else before guests run.
-    unsafe { Port::<u8>::new(0x43).write(0b0011_0000) };
-}
-
-/// The line becomes inactive, and after a millisecond active; it stays so.
-fn pit_one_shot() {
-    let count = 1193_u16.to_le_bytes();
-    pit_low();
-    for byte in count {
-        // SAFETY: as in `pit_low`.
-        unsafe { Port::<u8>::new(0x40).write(byte) };
+    unsafe {
+        Port::<u8>::new(0x43).write(MODE_0);
+        Port::<u8>::new(0x40).write(count[0]);
+        Port::<u8>::new(0x40).write(count[1]);
     }
 }
 
@@ -325,13 +324,14 @@ fn bind_pit(cpu: &Cpu) -> super::Outcome {
 }
 
 fn an_edge_waits_for_the_unmasking_of_its_line() -> super::Outcome {
-    pit_low();
+    // No tick of the firmware's any more.
+    pit_one_shot(0);
     bind_pit(cpu::cpu())?;
     let before = line_calls();
-    pit_one_shot();
+    pit_one_shot(MILLISECOND);
     expect_calls(before, 1, "after the first edge")?;
     for _ in 0..2 {
-        pit_one_shot();
+        pit_one_shot(MILLISECOND);
         expect_calls(before, 1, "after edges at a line that is not unmasked")?;
     }
     irq::unmask(PIT);
@@ -342,44 +342,42 @@ fn an_edge_waits_for_the_unmasking_of_its_line() -> super::Outcome {
     )?;
     irq::unmask(PIT);
     expect_calls(before, 2, "after an unmasking without an edge")?;
-    pit_one_shot();
+    pit_one_shot(MILLISECOND);
     expect_calls(before, 3, "after the next edge")?;
     irq::mask(PIT);
-    pit_one_shot();
+    pit_one_shot(MILLISECOND);
     expect_calls(before, 3, "after an edge at a masked line")?;
     irq::unmask(PIT);
     expect_calls(before, 3, "after its unmasking")?;
-    pit_one_shot();
+    pit_one_shot(MILLISECOND);
     expect_calls(before, 4, "after the edge behind that")?;
     irq::mask(PIT);
     Ok(())
 }
 
 fn a_level_comes_again_while_it_is_active() -> super::Outcome {
-    pit_low();
     irq::force_trigger(PIT, true);
-    bind_pit(cpu::cpu())?;
+    pit_one_shot(MILLISECOND);
     let before = line_calls();
-    pit_one_shot();
+    bind_pit(cpu::cpu())?;
     expect_calls(before, 1, "after the line became active")?;
     irq::unmask(PIT);
     expect_calls(before, 2, "after its unmasking while active")?;
-    pit_low();
+    pit_one_shot(MILLISECOND);
     irq::unmask(PIT);
-    expect_calls(before, 2, "after its unmasking while inactive")?;
-    pit_one_shot();
-    expect_calls(before, 3, "after the line became active again")?;
+    expect_calls(before, 3, "after it became active again")?;
+    // Inactive for a while: QEMU takes what is active now for an edge later.
+    pit_one_shot(0);
     irq::force_trigger(PIT, false);
     Ok(())
 }
 
 fn a_line_interrupts_the_cpu_it_is_bound_to() -> super::Outcome {
     for other in mailbox::others() {
-        pit_low();
         bind_pit(other)?;
         let before = line_calls();
         let arrived = mailbox::start(other.id, move || {
-            pit_one_shot();
+            pit_one_shot(MILLISECOND);
             await_interrupt(ARRIVAL_US, || line_calls() != before)
         })
         .wait()?;
