@@ -17,6 +17,7 @@ use crate::machine::choose::{Host, choose};
 use crate::machine::{Choice, Equipment, Machine, Site};
 use crate::progress::Step;
 use crate::provision::packages;
+use crate::script::Script;
 use crate::test::drive::watch;
 use crate::test::judge::Ending;
 use crate::workspace::Workspace;
@@ -64,9 +65,14 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     };
     let step = Step::start(format!("measuring on {kind}"));
     let mut machine = Machine::start(site, &equipment, &tools)?;
-    let (lines, ending) = watch(&mut machine, PATIENCE, std::io::sink(), |line| {
-        step.detail(line);
-    });
+    let mut script = Script::default();
+    let (lines, ending) = watch(
+        &mut machine,
+        &mut script,
+        PATIENCE,
+        std::io::sink(),
+        |line| step.detail(line),
+    );
     machine.kill();
     let figures: Vec<_> = lines.iter().filter_map(|line| figure(line)).collect();
     if ending != Ending::Status(0) || figures.is_empty() {

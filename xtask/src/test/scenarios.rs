@@ -2,7 +2,9 @@
 //!
 //! A boot is expensive, so a scenario checks as much as one boot can show. To add one, add an entry to [`ALL`].
 
+use crate::image;
 use crate::machine::Kind;
+use crate::script::Step;
 
 /// One boot of one machine.
 #[derive(Debug)]
@@ -13,17 +15,19 @@ pub struct Scenario {
     pub machines: &'static [Kind],
     /// The number of CPUs.
     pub smp: u32,
-    /// Memory in MiB.
+    /// Memory in MiB; less where the machine cannot have so much.
     pub memory: u32,
     /// The kernel command line.
     pub command_line: &'static str,
-    /// The guests in the image; all of them if `None`.
+    /// The guests in the image, besides that of the first domain; all of them if `None`.
     pub guests: Option<&'static [&'static str]>,
+    /// What is typed at the control guest.
+    pub script: &'static [Step<'static>],
     /// The machine is killed after so many seconds.
     pub timeout: u64,
     /// The status in the machine's last line.
     pub status: u32,
-    /// Who must announce and report a suite of tests: guests, or `kernel`.
+    /// Who must announce and report suites of tests: guests, or `kernel`.
     pub suites: &'static [&'static str],
     /// What must be seen on the serial console.
     pub expectations: &'static [Expectation],
@@ -66,6 +70,11 @@ impl Scenario {
         self.machines.contains(&like)
     }
 
+    /// Whose reports of tests have no prefix: those of the guest that has the machine to itself, or else the kernel's.
+    pub fn speaker(&self) -> &'static str {
+        image::option(self.command_line, "root").unwrap_or("kernel")
+    }
+
     /// Whether a test of this scenario, called `job` on its machine, can have a name that contains `filter`.
     pub fn may_match(&self, job: &str, filter: &str) -> bool {
         let prefix = format!("{job}/");
@@ -98,6 +107,7 @@ pub const DEFAULT: Scenario = Scenario {
     memory: 1024,
     command_line: "",
     guests: None,
+    script: &[],
     timeout: 400,
     status: 0,
     suites: &[],
