@@ -1,5 +1,4 @@
-//! Builds the kernel, the guests and the loader, each for its target, in the release profile; the guests in C with `cc`, by which
-//! cargo links programs of this computer, too.
+//! Builds the kernel, the guests and the loader, each for its target, in the release profile; and the guests in C with `cc`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
