@@ -205,7 +205,6 @@ fn comment(out: &mut String, indent: &str, lines: &[&str]) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
     use std::process::Command;
 
     use plinth_abi::{Call, DomainInfo, Status};
@@ -328,16 +327,25 @@ mod tests {
     #[test]
     fn a_wrong_layout_does_not_compile() {
         let place = place_with_header();
-        let header = place.path().join(FILE);
-        let wrong = text().replacen("    uint32_t number;", "    uint64_t number;", 1);
-        assert_ne!(wrong, text());
-        fs::write(&header, wrong).unwrap();
-        let source = Path::new("guests/ctest/main.c");
-        let output = c_compiler(place.path())
-            .args(["-c", "-o", "/dev/null"])
-            .arg(source_root().join(source))
-            .output()
-            .unwrap();
-        assert!(!output.status.success());
+        let source = source_root().join("guests/ctest/main.c");
+        for (right, wrong) in [
+            ("    uint32_t number;", "    uint64_t number;"),
+            (
+                "    uint64_t console_end;",
+                "    uint64_t console_end;\n    uint64_t more;",
+            ),
+        ] {
+            let header = text().replacen(right, wrong, 1);
+            assert_ne!(header, text());
+            fs::write(place.path().join(FILE), header).unwrap();
+            let output = c_compiler(place.path())
+                .args(["-c", "-o", "/dev/null"])
+                .arg(&source)
+                .output()
+                .unwrap();
+            let complaints = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success(), "{wrong}");
+            assert!(complaints.contains("layout"), "{complaints}");
+        }
     }
 }

@@ -180,7 +180,7 @@ mod tests {
         let output = [
             "\r\x1b[Kplinth> ",
             // A notice comes before the echo, and one in the middle of it.
-            "\r\x1b[Khello ended\r\nplinth> ",
+            "\r\x1b[Khello ended\r\nplinth> \r\nbye\r\nplinth> ",
             "\r\x1b[Kplinth> l\r\x1b[Kplinth> li",
             "\r\x1b[Kspin ended\r\n\r\x1b[Kplinth> \r\x1b[Kplinth> li",
             "\r\x1b[Kplinth> list\r\nnothing\r\n",

@@ -324,6 +324,8 @@ mod tests {
             ["hello ended", "> kill"]
         );
         assert_eq!(shown(b"\r> \r\x1b[K> l\r\x1b[K> ls\x1b[1Gx\n"), ["x ls"]);
+        assert_eq!(shown(b"abc\r\x1b[Kd\n"), ["d"]);
+        assert_eq!(shown(b"abc\x1b[2D\x1b[J\n"), ["a"]);
         assert_eq!(shown(b"abc\x1b[2K\rd\n"), ["d"]);
         assert_eq!(shown(b"abc\rd\n"), ["dbc"]);
         assert_eq!(
