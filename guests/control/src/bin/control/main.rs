@@ -1,0 +1,6 @@
+#![no_std]
+#![no_main]
+plinth_rt::entry!(main);
+fn main() -> u64 {
+    0
+}
