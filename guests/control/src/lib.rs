@@ -9,7 +9,7 @@
 extern crate alloc;
 
 pub mod batch;
-//pub mod command;
+pub mod command;
 pub mod config;
 pub mod ending;
 pub mod format;
@@ -17,5 +17,5 @@ pub mod line;
 pub mod plain;
 pub mod ring;
 pub mod suggest;
-//pub mod top;
+pub mod top;
 pub mod windows;
