@@ -8,6 +8,7 @@ mod control;
 mod cpuid;
 mod instruction;
 mod io;
+pub mod mmio;
 mod msr;
 mod string;
 
