@@ -26,6 +26,8 @@ const LEAST_MEMORY: u64 = 64 << 10;
 const MOST_MEMORY: u64 = 1 << 40;
 /// Longest command line in bytes: it shares a page with the start information.
 pub const COMMAND_LINE: usize = 2048;
+/// Budget of a machine that can make domains and does not say of how much.
+const USUAL_BUDGET: u64 = 64 * MIB;
 /// Time limit of a machine that has an image but no file.
 const USUAL_LIMIT: Seconds = Seconds(60_000_000_000);
 
@@ -59,6 +61,8 @@ pub struct Machine {
     pub time_limit: Option<Seconds>,
     /// What of the control guest's authority it gets.
     pub handles: Vec<Word<Grant>>,
+    /// Memory beyond its own that it can give to domains that it makes.
+    budget: Option<Memory>,
 }
 
 impl Default for Machine {
@@ -77,6 +81,7 @@ impl Default for Machine {
             expect: Word(Expect::SUCCESS),
             time_limit: None,
             handles: Vec::new(),
+            budget: None,
         }
     }
 }
@@ -89,6 +94,9 @@ impl Machine {
         if machine.image.is_empty() {
             machine.image = usual_image(name);
         }
+        // What is listed twice is given once.
+        machine.handles.sort();
+        machine.handles.dedup();
         Ok(machine)
     }
 
@@ -109,6 +117,16 @@ impl Machine {
             cpu: self.cpu.map_or(Schedule::ANY_CPU, |cpu| cpu.0),
             reserved: 0,
         }
+    }
+
+    /// Memory in bytes beyond its own that it can give to domains that it makes.
+    pub fn budget(&self) -> u64 {
+        let usual = if self.grants(Grant::System) {
+            USUAL_BUDGET
+        } else {
+            0
+        };
+        self.budget.map_or(usual, |budget| budget.0)
     }
 
     /// Whether it is given this.
@@ -177,7 +195,7 @@ impl FileError {
 }
 
 /// The keys, for who mistyped one.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "memory",
     "vcpus",
     "image",
@@ -191,6 +209,7 @@ const KEYS: [&str; 13] = [
     "expect",
     "time-limit",
     "handles",
+    "budget",
 ];
 
 /// The top-level key at this place of the text, or whose value is there.
@@ -320,7 +339,7 @@ impl Seconds {
 
     fn new(seconds: f64) -> Result<Self, &'static str> {
         // Not so either for what is no number.
-        if !(seconds >= 1e-3 && seconds <= Self::MOST) {
+        if !(1e-3..=Self::MOST).contains(&seconds) {
             return Err("it must be 0.001 to 1000000 seconds");
         }
         Ok(Self((seconds * 1e9) as u64))
@@ -343,7 +362,7 @@ impl<'de> Deserialize<'de> for Seconds {
 }
 
 /// A value that a file has as one of some words.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Word<T>(pub T);
 
 impl<'de, T: FromStr<Err = &'static str>> Deserialize<'de> for Word<T> {
@@ -420,7 +439,7 @@ impl FromStr for Device {
 }
 
 /// A part of the control guest's authority, or of the domain's own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Grant {
     /// The system: as much as the control guest can do.
     System,
@@ -488,7 +507,8 @@ mod tests {
             on-end = "restart"
             expect = "status 3"
             time-limit = 0.5
-            handles = ["system", "self", "vcpu", "modules"]
+            handles = ["system", "self", "vcpu", "modules", "self"]
+            budget = "1 GiB"
             "#,
         )
         .unwrap();
@@ -510,11 +530,20 @@ mod tests {
                 handles: [Grant::System, Grant::Itself, Grant::Vcpu, Grant::Modules]
                     .map(Word)
                     .to_vec(),
+                budget: Some(Memory(1 << 30)),
             }
         );
         let schedule = machine.schedule();
         assert_eq!((schedule.weight, schedule.cap, schedule.cpu), (512, 25, 1));
         assert!(machine.has_start_info() && machine.grants(Grant::Vcpu));
+        assert_eq!(machine.budget(), 1 << 30);
+    }
+
+    #[test]
+    fn only_who_can_make_domains_has_a_budget_for_them() {
+        assert_eq!(Machine::default().budget(), 0);
+        let machine = Machine::parse("x", "handles = [\"system\"]").unwrap();
+        assert_eq!(machine.budget(), 64 << 20);
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl fmt::Display for Ending {
         let [first, second, third] = self.info;
         match self.reason {
             Reason::STATUS => write!(f, "status {first}"),
-            Reason::KILLED if self.out_of_time => f.write_str("time budget used up"),
+            Reason::KILLED if self.out_of_time => f.write_str("time limit used up"),
             Reason::NESTED_FAULT => {
                 let has = |bit: u64| second & bit != 0;
                 let access = match (has(fault::WRITE), has(fault::FETCH)) {
@@ -234,7 +234,7 @@ pub(crate) mod tests {
     #[test]
     fn a_time_limit_is_a_kill_with_a_reason() {
         let killed = Ending::of(&ended(Reason::KILLED, [0; 3]), true).unwrap();
-        assert_eq!(killed.to_string(), "time budget used up");
+        assert_eq!(killed.to_string(), "time limit used up");
         assert!(Expect::TimeLimit.matches(&killed));
         assert!(!Expect::Killed.matches(&killed));
         let by_itself = Ending::of(&ended(Reason::STATUS, [0; 3]), true).unwrap();
