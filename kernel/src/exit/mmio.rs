@@ -5,8 +5,8 @@
 //! step of an instruction, or of an element of a string: one that is given up, or that faults at its second access, is simply run
 //! again. It is not atomic, LOCK or not: devices are not memory.
 //!
-//! Emulated are MOV, MOVNTI, MOVZX, MOVSX, MOVSXD, XCHG, ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, and MOVS, STOS and LODS with
-//! and without REP (SDM vol. 2).
+//! Emulated are MOV, MOVNTI, MOVZX, MOVSX, MOVSXD, XCHG, ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, and MOVS, STOS and LODS
+//! with and without REP (SDM vol. 2).
 
 use crate::decode::{
     Alu, Instruction, Memory, Operand, Operation, Register, Segment, StringKind, mask, sign_extend,

@@ -1,6 +1,6 @@
-//! Tests of [`super`] against the CPU that runs them: the assembler encodes an instruction, the CPU executes it on ordinary memory,
-//! and what is emulated must leave the same registers, flags and memory. What only other modes have is compared with the manual
-//! by hand.
+//! Tests of [`super`] against the CPU that runs them: the assembler encodes an instruction, the CPU executes it on ordinary
+//! memory, and what is emulated must leave the same registers, flags and memory. What only other modes have is compared with the
+//! manual by hand.
 
 #![allow(unsafe_code, reason = "executes the instructions under test")]
 
