@@ -87,6 +87,24 @@ pub fn cut(text: &str, width: usize) -> String {
     short
 }
 
+/// Words in columns, as many as fit a line of the screen.
+pub fn columns<S: AsRef<str>>(words: &[S]) -> Vec<String> {
+    const SCREEN: usize = 79;
+    let longest = words.iter().map(|word| word.as_ref().len()).max();
+    let width = longest.unwrap_or(0) + 2;
+    words
+        .chunks((SCREEN / width).max(1))
+        .map(|row| {
+            let mut line: String = row
+                .iter()
+                .map(|word| format!("{:<width$}", word.as_ref()))
+                .collect();
+            line.truncate(line.trim_end().len());
+            line
+        })
+        .collect()
+}
+
 /// A table whose columns are as wide as their widest cell.
 #[derive(Debug)]
 pub struct Table {
@@ -200,6 +218,18 @@ mod tests {
         assert_eq!(listed::<&str>([]), "none");
         assert_eq!(cut("privileged", 10), "privileged");
         assert_eq!(cut("privileged", 4), "pri~");
+    }
+
+    #[test]
+    fn words_stand_in_columns() {
+        let words: Vec<_> = (0..25).map(|number| format!("word-{number}")).collect();
+        let lines = columns(&words);
+        assert_eq!(lines.len(), 4);
+        assert!(
+            lines[0].starts_with("word-0   word-1   ") && lines.iter().all(|line| line.len() < 80)
+        );
+        assert_eq!(columns(&["x".repeat(100)]), ["x".repeat(100)]);
+        assert!(columns::<&str>(&[]).is_empty());
     }
 
     #[test]

@@ -2,15 +2,12 @@
 
 use alloc::vec::Vec;
 
+use plinth_guest_control::debug_console::{ANSWER, PORT, written};
 use plinth_rt::abi::device::kind;
 use plinth_rt::abi::{Claim, Slot, Status};
 use plinth_rt::object::{Domain, Event, Memory, Result};
 
 use crate::window::{Slots, Windows};
-
-const PORT: u16 = 0xe9;
-/// What a read gives: the port's number, by which guests find it.
-const ANSWER: u8 = PORT as u8;
 
 /// A domain's debug console.
 pub struct DebugConsole {
@@ -104,18 +101,4 @@ impl DebugConsole {
         let _ = self.event.any().close();
         let _ = self.memory.any().close();
     }
-}
-
-/// The bytes of a write: of each element the lowest, for the port is a byte wide.
-fn written(slot: &Slot) -> impl Iterator<Item = u8> {
-    let single = [slot.value as u8];
-    let size = slot.size.max(1) as usize;
-    let (data, count) = match slot.count {
-        0 | 1 => (None, 1),
-        count => (Some(slot.data), count as usize),
-    };
-    let elements = data.into_iter().flatten().step_by(size);
-    elements
-        .chain(single.into_iter().filter(move |_| data.is_none()))
-        .take(count)
 }

@@ -8,13 +8,14 @@ use embassy_time::{Duration, Instant};
 use plinth_guest_control::command::matches;
 use plinth_guest_control::config::{Device, Machine, OnEnd, is_good_name};
 use plinth_guest_control::ending::Ending;
+use plinth_guest_control::report::{name, run_ns};
 use plinth_guest_control::{format, suggest};
 use plinth_rt::abi::{DomainState, Status};
 use plinth_rt::object::Domain;
 
 use crate::control::Control;
 use crate::device::DebugConsole;
-use crate::guest::{Asked, Guest, name, with_vcpu};
+use crate::guest::{Asked, Guest, with_vcpu};
 use crate::{heap, key, machine};
 
 /// The least time between two starts of a machine that is restarted by its policy.
@@ -400,11 +401,8 @@ fn look(control: &Control, number: u32) -> bool {
         None => {}
         Some(Ok(Look::More)) => return true,
         Some(Ok(Look::State(DomainState::DESTROYED, _))) => control.forget(number),
-        Some(Ok(Look::State(_, ending))) => {
-            if let Some(ending) = ending {
-                after(control, number, &ending);
-            }
-        }
+        Some(Ok(Look::State(_, None))) => {}
+        Some(Ok(Look::State(_, Some(ending)))) => after(control, number, &ending),
         Some(Err(why)) => {
             let why: Status = why;
             let name = control.name_of(number);
@@ -513,11 +511,7 @@ fn enforce_limits(control: &Control) -> Option<Instant> {
         if info.state != DomainState::RUNNING {
             continue;
         }
-        let used: u64 = vcpus
-            .iter()
-            .map(|vcpu| vcpu.run_ns)
-            .fold(0, u64::saturating_add);
-        match limit.0.checked_sub(used).filter(|&left| left > 0) {
+        match limit.0.checked_sub(run_ns(&vcpus)).filter(|&left| left > 0) {
             None => {
                 // It may have ended by itself just now.
                 guest.limited = guest.domain.kill().is_ok();

@@ -6,6 +6,7 @@ use alloc::string::String;
 use embassy_time::Instant;
 use plinth_guest_control::config::Machine;
 use plinth_guest_control::ending::Ending;
+use plinth_guest_control::report::name;
 use plinth_guest_control::ring::Ring;
 use plinth_rt::abi::call::{STREAM_MAX, watch};
 use plinth_rt::abi::{DomainInfo, VcpuInfo};
@@ -116,19 +117,6 @@ impl Guest {
         let _ = self.domain.any().close();
         self.console
     }
-}
-
-/// A domain's name. One that is no text, which another domain may have given it, is made so.
-pub fn name(info: &DomainInfo) -> String {
-    let end = info
-        .name
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(info.name.len());
-    let mut plain = String::new();
-    let bytes = info.name.get(..end).unwrap_or_default();
-    plinth_guest_control::plain::Plain::default().feed(bytes, &mut plain);
-    plain.replace(['\n', '\t', ' '], "_")
 }
 
 /// Does something with a vCPU of a domain.

@@ -42,11 +42,3 @@ impl KernelLog {
         Ok(self.lines.feed(bytes))
     }
 }
-
-/// How urgent a line is, by the word behind its time stamp.
-pub fn is_trouble(line: &str) -> bool {
-    let level = line
-        .split_once(']')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().next());
-    matches!(level, Some("WARN" | "ERROR"))
-}

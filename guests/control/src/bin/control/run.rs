@@ -8,8 +8,7 @@ use embassy_time::{Duration, Instant, Timer};
 use plinth_guest_control::batch::{Options, status};
 use plinth_guest_control::format;
 use plinth_guest_control::plain::Lines;
-use plinth_rt::abi::VcpuInfo;
-use plinth_rt::abi::domain::EXIT_NAMES;
+use plinth_guest_control::report::account;
 
 use crate::control::Control;
 use crate::guest::vcpu_infos;
@@ -132,31 +131,6 @@ fn free_name(control: &Control, machine: &str) -> String {
         .map(|number: u32| alloc::format!("{machine}-{number}"))
         .find(|name| control.number_of(name).is_none())
         .unwrap_or_else(|| machine.into())
-}
-
-/// What a vCPU has done.
-pub fn account(vcpu: &VcpuInfo) -> String {
-    let exits: u64 = vcpu
-        .exits
-        .iter()
-        .fold(0, |sum, &count| sum.saturating_add(count));
-    alloc::format!(
-        "ran {} ms, was preempted {} times, left {exits} times:{}",
-        vcpu.run_ns / 1_000_000,
-        vcpu.preemptions,
-        kinds(vcpu)
-    )
-}
-
-/// The kinds of a vCPU's exits, each with a blank before it.
-pub fn kinds(vcpu: &VcpuInfo) -> String {
-    let counts = EXIT_NAMES
-        .iter()
-        .zip(vcpu.exits)
-        .filter(|&(_, count)| count > 0);
-    counts
-        .map(|(name, count)| alloc::format!(" {name} {count}"))
-        .collect()
 }
 
 /// Runs machines to their ends, `parallel` of them at a time, in order; how many did not end as expected. With `log`, the kernel's

@@ -9,12 +9,13 @@ use plinth_guest_control::command::{self, COMMANDS, Command, Copies, Crash, Exit
 use plinth_guest_control::config::Seconds;
 use plinth_guest_control::format;
 use plinth_guest_control::plain::Plain;
+use plinth_guest_control::report::is_trouble;
 use plinth_guest_control::top;
 use plinth_rt::abi::call::power;
 
 use crate::control::Control;
 use crate::guest::Asked;
-use crate::kernel_log::{KernelLog, is_trouble};
+use crate::kernel_log::KernelLog;
 use crate::{crash, run, show};
 
 /// Ctrl-], which leaves a console.

@@ -5,23 +5,21 @@ use alloc::vec::Vec;
 
 use plinth_guest_control::ending::Ending;
 use plinth_guest_control::format::{self, Table};
-use plinth_guest_control::plain::{Lines, Plain};
+use plinth_guest_control::plain::Lines;
+use plinth_guest_control::report::{self, name, padded};
 use plinth_guest_control::ring::Ring;
 use plinth_guest_control::top::{Sample, Vcpu};
 use plinth_rt::abi::call::STREAM_MAX;
-use plinth_rt::abi::trace::{Kind, Record};
-use plinth_rt::abi::{
-    ABI_VERSION, DomainInfo, DomainState, Reason, Schedule, Status, VcpuInfo, VcpuState,
-};
+use plinth_rt::abi::trace::Record;
+use plinth_rt::abi::{ABI_VERSION, DomainInfo, DomainState, Status, VcpuInfo};
 use plinth_rt::object::{Domain, System};
 use plinth_rt::{cpu, hypercall};
 use zerocopy::FromBytes;
 
 use crate::control::Control;
-use crate::guest::{name, vcpu_infos, with_vcpu};
+use crate::guest::{vcpu_infos, with_vcpu};
 use crate::heap;
 use crate::kernel_log::KernelLog;
-use crate::run::kinds;
 
 type Result = core::result::Result<(), String>;
 
@@ -39,16 +37,7 @@ async fn print(control: &Control, lines: impl IntoIterator<Item = String>) {
 
 /// `list`.
 pub async fn list(control: &Control) -> Result {
-    let mut table = Table::new(&[
-        ">NO",
-        "NAME",
-        "STATE",
-        ">VCPUS",
-        ">MEMORY",
-        ">CPU TIME",
-        "ON-END",
-        "ENDED BY",
-    ]);
+    let mut table = Table::new(&report::LIST);
     let mut last = 0;
     while let Some(number) = control.system.next_domain(last).map_err(words)? {
         last = number;
@@ -69,7 +58,7 @@ pub async fn list(control: &Control) -> Result {
         };
         // One that was destroyed meanwhile is left out.
         if let Ok((info, vcpus, on_end, limited)) = seen {
-            table.row(row(&info, &vcpus, on_end, limited));
+            table.row(report::row(&info, &vcpus, on_end, limited));
         }
     }
     print(control, table.lines().map(|line| format::cut(&line, 79))).await;
@@ -82,23 +71,6 @@ fn stranger(system: System, number: u32) -> plinth_rt::object::Result<(DomainInf
     let infos = vcpu_infos(domain);
     domain.any().close()?;
     infos
-}
-
-fn row(info: &DomainInfo, vcpus: &[VcpuInfo], on_end: &str, limited: bool) -> [String; 8] {
-    let run_ns = vcpus
-        .iter()
-        .map(|vcpu| vcpu.run_ns)
-        .fold(0, u64::saturating_add);
-    [
-        info.number.to_string(),
-        format::cut(&name(info), 16),
-        info.state.text().into(),
-        info.vcpus.to_string(),
-        format::frames(info.memory_frames),
-        format::time(run_ns),
-        on_end.into(),
-        Ending::of(info, limited).map_or(String::new(), |ending| ending.to_string()),
-    ]
 }
 
 /// `machines`.
@@ -208,8 +180,11 @@ pub async fn info(control: &Control, number: u32) -> Result {
         ),
     ));
     for vcpu in &vcpus {
-        lines.push(fact(&alloc::format!("vCPU {}", vcpu.index), schedule(vcpu)));
-        lines.push(fact("", times(vcpu)));
+        lines.push(fact(
+            &alloc::format!("vCPU {}", vcpu.index),
+            report::schedule(vcpu),
+        ));
+        lines.push(fact("", report::times(vcpu)));
         lines.push(fact(
             "",
             alloc::format!(
@@ -219,7 +194,10 @@ pub async fn info(control: &Control, number: u32) -> Result {
                 vcpu.migrations
             ),
         ));
-        lines.push(fact("", alloc::format!("exits:{}", kinds(vcpu))));
+        lines.push(fact(
+            "",
+            alloc::format!("exits:{}", report::exit_kinds(vcpu)),
+        ));
         lines.extend(registers(domain, &info, vcpu.index));
     }
     print(control, lines).await;
@@ -229,36 +207,6 @@ pub async fn info(control: &Control, number: u32) -> Result {
 /// A line of `info`.
 fn fact(what: &str, value: String) -> String {
     alloc::format!("  {what:<12} {value}")
-}
-
-fn schedule(vcpu: &VcpuInfo) -> String {
-    let Schedule {
-        weight, cap, cpu, ..
-    } = vcpu.schedule;
-    let cap = match cap {
-        0 => "no cap".into(),
-        cap => alloc::format!("cap {cap}%"),
-    };
-    let cpu = match cpu {
-        Schedule::ANY_CPU => "any CPU".into(),
-        cpu => alloc::format!("pinned to CPU {cpu}"),
-    };
-    alloc::format!(
-        "{} on CPU {}; weight {weight}, {cap}, {cpu}",
-        vcpu.run.text(),
-        vcpu.cpu
-    )
-}
-
-fn times(vcpu: &VcpuInfo) -> String {
-    alloc::format!(
-        "ran {}, ready {}, blocked {}, held {}, capped {}",
-        format::time(vcpu.run_ns),
-        format::time(vcpu.ready_ns),
-        format::time(vcpu.blocked_ns),
-        format::time(vcpu.held_ns),
-        format::time(vcpu.capped_ns)
-    )
 }
 
 /// The registers of a vCPU that does not run.
@@ -273,37 +221,16 @@ fn registers(domain: Domain, info: &DomainInfo, index: u32) -> Vec<String> {
         state = with_vcpu(domain, index, |vcpu| vcpu.state());
     }
     match state {
-        Ok(state) => dump(&state),
+        Ok(state) => indented(report::registers(&state)),
         Err(why) => alloc::vec![alloc::format!("    no registers: {why}")],
     }
 }
 
-fn dump(state: &VcpuState) -> Vec<String> {
-    let row = |cells: &[(&str, u64)]| {
-        let cells: Vec<_> = cells
-            .iter()
-            .map(|(name, value)| alloc::format!("{name:<3} {value:016x}"))
-            .collect();
-        alloc::format!("    {}", cells.join("  "))
-    };
-    alloc::vec![
-        row(&[("rax", state.rax), ("rbx", state.rbx), ("rcx", state.rcx)]),
-        row(&[("rdx", state.rdx), ("rsi", state.rsi), ("rdi", state.rdi)]),
-        row(&[("rbp", state.rbp), ("rsp", state.rsp), ("r8", state.r8)]),
-        row(&[("r9", state.r9), ("r10", state.r10), ("r11", state.r11)]),
-        row(&[("r12", state.r12), ("r13", state.r13), ("r14", state.r14)]),
-        row(&[
-            ("r15", state.r15),
-            ("rip", state.rip),
-            ("rfl", state.rflags)
-        ]),
-        row(&[("cr0", state.cr0), ("cr2", state.cr2), ("cr3", state.cr3)]),
-        row(&[
-            ("cr4", state.cr4),
-            ("efr", state.efer),
-            ("cs", state.cs.selector.into())
-        ]),
-    ]
+fn indented(lines: Vec<String>) -> Vec<String> {
+    lines
+        .into_iter()
+        .map(|line| alloc::format!("    {line}"))
+        .collect()
 }
 
 /// All that a console has kept, as lines.
@@ -387,7 +314,7 @@ pub async fn trace(control: &Control, count: usize, cpu: Option<u32>) -> Result 
     let lines = records
         .into_iter()
         .skip(skipped)
-        .map(|(record, cpu)| record_line(control, &record, cpu));
+        .map(|(record, cpu)| report::record(&record, cpu, &control.name_of(record.domain)));
     print(control, lines).await;
     Ok(())
 }
@@ -416,38 +343,14 @@ fn last_records(
     Ok(records)
 }
 
-fn record_line(control: &Control, record: &Record, cpu: u32) -> String {
-    let kind = Kind(record.kind);
-    let who = control.name_of(record.domain);
-    let detail = match kind {
-        Kind::WAKE => alloc::format!("to CPU {}", record.detail),
-        Kind::STEAL => alloc::format!("from CPU {}", record.detail),
-        Kind::ENDED => Reason(record.detail).text().into(),
-        Kind::DEVICE => alloc::format!("at {:#x}", record.detail),
-        _ => String::new(),
-    };
-    let line = alloc::format!(
-        "[{}] cpu{cpu:<2} {:<10} {who}/{} {detail}",
-        format::stamp(record.ns),
-        kind.text(),
-        record.vcpu
-    );
-    line.trim_end().into()
-}
-
 /// `version`.
 pub async fn version(control: &Control) -> Result {
     let system = control.system.info().map_err(words)?;
     let own = control.own.info().map_err(words)?;
-    let text = |bytes: &[u8]| {
-        let mut text = String::new();
-        Plain::default().feed(bytes, &mut text);
-        text.replace("^@", "")
-    };
     let lines = [
         alloc::format!(
             "Plinth {}, contract {}.{}",
-            text(&system.version),
+            padded(&system.version),
             hypercall::version() >> 16,
             hypercall::version() & 0xffff
         ),
@@ -461,8 +364,8 @@ pub async fn version(control: &Control) -> Result {
         alloc::format!(
             "{} by {}, {}, TSC {}.{:03} MHz",
             format::counted(system.cpus as usize, "CPU"),
-            text(&cpu::vendor()),
-            text(&system.extension),
+            padded(&cpu::vendor()),
+            padded(&system.extension),
             system.tsc_hz / 1_000_000,
             system.tsc_hz / 1000 % 1000
         ),

@@ -136,7 +136,7 @@ impl Terminal {
             }
             Completion::Choices(choices) => {
                 self.text(ERASE);
-                for line in columns(&choices) {
+                for line in format::columns(&choices) {
                     self.line(&line);
                 }
                 self.show_prompt();
@@ -177,21 +177,4 @@ impl Terminal {
     pub async fn flush(&self) {
         self.serial.flush().await;
     }
-}
-
-/// Words in columns, as many as fit a line.
-fn columns(words: &[String]) -> Vec<String> {
-    const COLUMNS: usize = 79;
-    let width = words.iter().map(String::len).max().unwrap_or(0) + 2;
-    words
-        .chunks((COLUMNS / width).max(1))
-        .map(|row| {
-            let mut line: String = row
-                .iter()
-                .map(|word| alloc::format!("{word:<width$}"))
-                .collect();
-            line.truncate(line.trim_end().len());
-            line
-        })
-        .collect()
 }
