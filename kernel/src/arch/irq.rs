@@ -6,12 +6,30 @@
 //! device that runs wild costs no more than that.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Mutex;
 
-use super::apic;
 use super::ioapic::{Delivery, IoApic, Redirection};
+use super::{apic, cpu};
 use crate::boot::acpi::{DEFAULT_IO_APIC, Firmware};
+
+/// Lines whose interrupts were noted by [`note`], a bit each.
+static NOTED: AtomicU32 = AtomicU32::new(0);
+
+/// A handler that notes the interrupt for whoever looks at the CPU's pending work.
+pub fn note(line: u8) {
+    NOTED.fetch_or(1 << line, Ordering::Release);
+    cpu::cpu()
+        .pending
+        .fetch_or(cpu::PENDING_IRQ, Ordering::Relaxed);
+}
+
+/// The lines that were noted since the last look.
+pub fn take_pending() -> impl Iterator<Item = u8> {
+    let noted = NOTED.swap(0, Ordering::Acquire);
+    (0..ISA_LINES).filter(move |line| noted & 1 << line != 0)
+}
 
 /// Number of ISA lines that can be bound.
 pub const ISA_LINES: u8 = 16;
