@@ -161,7 +161,11 @@ fn empty() -> Outcome {
             (Call::DOMAIN_WRITE, [domain, DATA, 0, at]),
         ] {
             let (status, value) = hypercall::call(call, arguments);
-            plinth_rt::check!(status == Status::OK, "{} at {at:#x}: {status:?}", call.name());
+            plinth_rt::check!(
+                status == Status::OK,
+                "{} at {at:#x}: {status:?}",
+                call.name()
+            );
             check_eq!(value, 0, "bytes");
         }
     }

@@ -18,7 +18,9 @@
 use core::ops::Deref;
 
 use plinth_rt::abi::call::access;
-use plinth_rt::abi::{Call, DomainConfig, DomainInfo, DomainState, Handle, Reason, Segment, Status, VcpuState};
+use plinth_rt::abi::{
+    Call, DomainConfig, DomainInfo, DomainState, Handle, Reason, Segment, Status, VcpuState,
+};
 use plinth_rt::object::{Any, Domain, Memory, Vcpu, bytes_of};
 use plinth_rt::{Outcome, Snippet, Why, check, check_eq, hypercall, snippet};
 
@@ -72,7 +74,7 @@ const TABLES: [u64; 512] = {
     let mut index = 0;
     while index < 512 {
         // Present and writable.
-        table[index] = (index as u64) * PAGE | 3;
+        table[index] = ((index as u64) * PAGE) | 3;
         index += 1;
     }
     table
@@ -214,7 +216,8 @@ impl Child {
         self.write(CODE, &code_page(&plan.code)?)?;
         for (index, place) in (0..plan.vcpus).zip(&mut self.vcpus) {
             let vcpu = self.domain.create_vcpu().must("create vCPU").map(Owned)?;
-            let mut state = VcpuState::long_mode(ENTRY, STACK + PAGE - u64::from(index) * 512, TABLE);
+            let mut state =
+                VcpuState::long_mode(ENTRY, STACK + PAGE - u64::from(index) * 512, TABLE);
             state.r15 = CODE;
             state.gdtr.base = CODE + GDT as u64;
             state.gdtr.limit = 3 * 8 - 1;
@@ -271,7 +274,10 @@ impl Child {
 
     /// Waits until a word of its memory has this value.
     pub fn until_word(&self, gpa: u64, value: u64) -> Outcome {
-        until("a word of a child's memory", || Ok(self.word(gpa)? == value))
+        until(
+            "a word of a child's memory",
+            || Ok(self.word(gpa)? == value),
+        )
     }
 
     /// Waits until a word of its memory has changed.
@@ -335,7 +341,11 @@ fn code_page(code: &Snippet) -> Result<[u8; PAGE as usize], Why> {
         put(&mut page, GATES + vector * 16, &gate.to_le_bytes());
     }
     put(&mut page, GDT + 8, &0x00af_9b00_0000_ffff_u64.to_le_bytes());
-    put(&mut page, GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+    put(
+        &mut page,
+        GDT + 16,
+        &0x00cf_9300_0000_ffff_u64.to_le_bytes(),
+    );
     Ok(page)
 }
 
@@ -585,11 +595,7 @@ pub fn caller() -> Result<Child, Why> {
 }
 
 /// A handle to something of the suite's, put into the child's table; as the child names it.
-pub fn give(
-    child: &Child,
-    any: Any,
-    rights: u32,
-) -> Result<u64, Why> {
+pub fn give(child: &Child, any: Any, rights: u32) -> Result<u64, Why> {
     any.grant(*child.domain, rights)
         .must("grant")
         .map(|handle| handle.0.into())

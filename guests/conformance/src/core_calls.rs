@@ -218,7 +218,12 @@ fn console_write_too_long() -> Outcome {
 fn console_write_needs_no_newline() -> Outcome {
     let child = caller()?;
     child.write(DATA, b"half a line")?;
-    child.load(0, &[Step::new(Call::CONSOLE_WRITE, [DATA, 11])], 1, After::Wait)?;
+    child.load(
+        0,
+        &[Step::new(Call::CONSOLE_WRITE, [DATA, 11])],
+        1,
+        After::Wait,
+    )?;
     child.start()?;
     child.until_done(0)?;
     let mut buffer = [0; 64];
@@ -270,10 +275,22 @@ fn ignores_other_arguments() -> Outcome {
     answers(Call::VERSION, [rest; 6], Status::OK)?;
     answers(Call::CLOCK, [rest; 6], Status::OK)?;
     answers(Call::YIELD, [rest; 6], Status::OK)?;
-    answers(Call::CONSOLE_WRITE, [0, 0, rest, rest, rest, rest], Status::OK)?;
-    answers(Call::WAIT, [0, rest, rest, rest, rest, rest], Status::TIMED_OUT)?;
+    answers(
+        Call::CONSOLE_WRITE,
+        [0, 0, rest, rest, rest, rest],
+        Status::OK,
+    )?;
+    answers(
+        Call::WAIT,
+        [0, rest, rest, rest, rest, rest],
+        Status::TIMED_OUT,
+    )?;
     let own = crate::kit::raw(crate::kit::own().any());
-    answers(Call::HANDLE_INFO, [own, rest, rest, rest, rest, rest], Status::OK)?;
+    answers(
+        Call::HANDLE_INFO,
+        [own, rest, rest, rest, rest, rest],
+        Status::OK,
+    )?;
     check!(object::wait(0).must("wait")?.is_none(), "an event");
     Ok(())
 }

@@ -3,17 +3,13 @@
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::device::{self, kind};
 use plinth_rt::abi::domain::fault;
-use plinth_rt::abi::{
-    Call, Claim, DomainState, Handle, Reason, Slot, Status, VcpuRun, rights,
-};
+use plinth_rt::abi::{Call, Claim, DomainState, Handle, Reason, Slot, Status, VcpuRun, rights};
 use plinth_rt::object::{Any, Event, Memory, bytes_of};
 use plinth_rt::{Outcome, Snippet, Why, check, check_eq, object, snippet};
 use zerocopy::FromBytes;
 
 use crate::child::{After, Child, DATA, ENTRY, Plan, Step, Temporary, agents, config, give, spin};
-use crate::kit::{
-    Must, Owned, duplicate, event, memory, own, raw, refused, refuses, sleep, until,
-};
+use crate::kit::{Must, Owned, duplicate, event, memory, own, raw, refused, refuses, sleep, until};
 use crate::objects::Objects;
 use crate::window::Mapped;
 
@@ -125,7 +121,9 @@ impl Served {
 
     /// A vCPU's slot as it is.
     fn slot(&self, vcpu: u64) -> Result<Slot, Why> {
-        let bytes = self.slots.bytes::<{ size_of::<Slot>() }>(vcpu * size_of::<Slot>() as u64);
+        let bytes = self
+            .slots
+            .bytes::<{ size_of::<Slot>() }>(vcpu * size_of::<Slot>() as u64);
         Slot::read_from_bytes(&bytes).map_err(|_| format_args!("no slot").into())
     }
 
@@ -215,22 +213,112 @@ fn claim_bad_values() -> Outcome {
     for (claim, what) in [
         (Claim { kind: 0, ..ports }, "kind 0"),
         (Claim { kind: 3, ..ports }, "kind 3"),
-        (Claim { kind: u32::MAX, ..mmio }, "the last kind"),
+        (
+            Claim {
+                kind: u32::MAX,
+                ..mmio
+            },
+            "the last kind",
+        ),
         (Claim { length: 0, ..ports }, "no ports"),
         (Claim { length: 0, ..mmio }, "no addresses"),
-        (Claim { first: 0x1_0000, ..ports }, "first port"),
-        (Claim { first: 0xffff, length: 2, ..ports }, "last port"),
-        (Claim { first: 1, length: 0x1_0000, ..ports }, "too many ports"),
-        (Claim { first: 1, length: u64::MAX, ..ports }, "ports that wrap"),
-        (Claim { first: u64::MAX, length: 2, ..ports }, "ports that wrap"),
-        (Claim { first: MMIO + 8, ..mmio }, "first address"),
-        (Claim { length: 100, ..mmio }, "length"),
-        (Claim { length: 4097, ..mmio }, "length"),
-        (Claim { first: 1 << 48, ..mmio }, "beyond 48 bits"),
-        (Claim { first: (1 << 48) - 4096, length: 8192, ..mmio }, "across 48 bits"),
-        (Claim { first: u64::MAX - 4095, length: 8192, ..mmio }, "addresses that wrap"),
-        (Claim { reserved: 1, ..ports }, "reserved"),
-        (Claim { reserved: 1 << 31, ..mmio }, "reserved"),
+        (
+            Claim {
+                first: 0x1_0000,
+                ..ports
+            },
+            "first port",
+        ),
+        (
+            Claim {
+                first: 0xffff,
+                length: 2,
+                ..ports
+            },
+            "last port",
+        ),
+        (
+            Claim {
+                first: 1,
+                length: 0x1_0000,
+                ..ports
+            },
+            "too many ports",
+        ),
+        (
+            Claim {
+                first: 1,
+                length: u64::MAX,
+                ..ports
+            },
+            "ports that wrap",
+        ),
+        (
+            Claim {
+                first: u64::MAX,
+                length: 2,
+                ..ports
+            },
+            "ports that wrap",
+        ),
+        (
+            Claim {
+                first: MMIO + 8,
+                ..mmio
+            },
+            "first address",
+        ),
+        (
+            Claim {
+                length: 100,
+                ..mmio
+            },
+            "length",
+        ),
+        (
+            Claim {
+                length: 4097,
+                ..mmio
+            },
+            "length",
+        ),
+        (
+            Claim {
+                first: 1 << 48,
+                ..mmio
+            },
+            "beyond 48 bits",
+        ),
+        (
+            Claim {
+                first: (1 << 48) - 4096,
+                length: 8192,
+                ..mmio
+            },
+            "across 48 bits",
+        ),
+        (
+            Claim {
+                first: u64::MAX - 4095,
+                length: 8192,
+                ..mmio
+            },
+            "addresses that wrap",
+        ),
+        (
+            Claim {
+                reserved: 1,
+                ..ports
+            },
+            "reserved",
+        ),
+        (
+            Claim {
+                reserved: 1 << 31,
+                ..mmio
+            },
+            "reserved",
+        ),
     ] {
         claim_refused(&served, claim, Status::BAD_ARGUMENT, what)?;
     }
@@ -305,7 +393,13 @@ fn claim_memory_too_small() -> Outcome {
 fn claim_exists() -> Outcome {
     let served = Served::new(&Plan::new(spin()))?;
     served.claim(kind::PORTS, 0x100, 16)?;
-    for (first, length) in [(0x100, 16), (0xff, 2), (0x10f, 1), (0x10f, 100), (0, 0x1_0000)] {
+    for (first, length) in [
+        (0x100, 16),
+        (0xff, 2),
+        (0x10f, 1),
+        (0x10f, 100),
+        (0, 0x1_0000),
+    ] {
         claim_refused(
             &served,
             served.claim_of(kind::PORTS, first, length),
@@ -381,9 +475,7 @@ fn map_over_a_claim() -> Outcome {
     domain
         .map(MMIO, *memory, 0, 4096, access::READ)
         .must("map beside it")?;
-    domain
-        .release(kind::MMIO, MMIO + 4096)
-        .must("release")?;
+    domain.release(kind::MMIO, MMIO + 4096).must("release")?;
     domain
         .map(MMIO + 4096, *memory, 0, 4096, access::READ)
         .must("map in its place")
@@ -394,9 +486,7 @@ fn release() -> Outcome {
     let domain = &served.child.domain;
     for _ in 0..3 {
         served.claim(kind::PORTS, PORT.into(), 8)?;
-        domain
-            .release(kind::PORTS, PORT.into())
-            .must("release")?;
+        domain.release(kind::PORTS, PORT.into()).must("release")?;
         refused(
             domain.release(kind::PORTS, PORT.into()),
             Status::NOT_FOUND,
@@ -604,9 +694,39 @@ fn collect(served: &Served, size: u32, buffer: &mut [u8]) -> Result<usize, Why> 
 
 fn outs() -> Outcome {
     for (code, size) in [
-        (snippet!("cld", "mov edx, 0x5a0", "mov esi, 0x2100", "mov ecx, 6", "rep outsb", "2: jmp 2b"), 1),
-        (snippet!("cld", "mov edx, 0x5a0", "mov esi, 0x2100", "mov ecx, 6", "rep outsw", "2: jmp 2b"), 2),
-        (snippet!("cld", "mov edx, 0x5a0", "mov esi, 0x2100", "mov ecx, 6", "rep outsd", "2: jmp 2b"), 4),
+        (
+            snippet!(
+                "cld",
+                "mov edx, 0x5a0",
+                "mov esi, 0x2100",
+                "mov ecx, 6",
+                "rep outsb",
+                "2: jmp 2b"
+            ),
+            1,
+        ),
+        (
+            snippet!(
+                "cld",
+                "mov edx, 0x5a0",
+                "mov esi, 0x2100",
+                "mov ecx, 6",
+                "rep outsw",
+                "2: jmp 2b"
+            ),
+            2,
+        ),
+        (
+            snippet!(
+                "cld",
+                "mov edx, 0x5a0",
+                "mov esi, 0x2100",
+                "mov ecx, 6",
+                "rep outsd",
+                "2: jmp 2b"
+            ),
+            4,
+        ),
     ] {
         let served = Served::new(&Plan::new(code))?;
         let text: [u8; 24] = core::array::from_fn(|index| index as u8 + 0x40);
@@ -981,11 +1101,7 @@ fn two_vcpus_wait() -> Outcome {
         Ok(served.slot(0)?.sequence == 1 && served.slot(1)?.sequence == 1)
     })?;
     for vcpu in 0..2 {
-        check_eq!(
-            served.slot(vcpu)?.address,
-            u64::from(PORT) + vcpu,
-            "port"
-        );
+        check_eq!(served.slot(vcpu)?.address, u64::from(PORT) + vcpu, "port");
     }
     served
         .child
@@ -1191,12 +1307,10 @@ fn claimers_end_ends_claims() -> Outcome {
     claimer.child.domain.kill().must("kill")?;
     claimer.child.ends(Reason::KILLED)?;
     drop(claimer);
-    until("the claims' end", || {
-        match target.domain.claim(&claim) {
-            Ok(()) => Ok(true),
-            Err(Status::EXISTS) => Ok(false),
-            Err(status) => Err(format_args!("claim: {status:?}").into()),
-        }
+    until("the claims' end", || match target.domain.claim(&claim) {
+        Ok(()) => Ok(true),
+        Err(Status::EXISTS) => Ok(false),
+        Err(status) => Err(format_args!("claim: {status:?}").into()),
     })?;
     let memory = memory(4096)?;
     until("the page's end", || {

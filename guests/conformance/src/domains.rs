@@ -3,18 +3,16 @@
 use plinth_rt::abi::call::{COPY_MAX, STREAM_MAX, access, watch};
 use plinth_rt::abi::domain::{MAX_HANDLES, MAX_VCPUS};
 use plinth_rt::abi::{
-    Call, DomainConfig, DomainState, Handle, ObjectType, Reason, Status, StreamHeader, rights,
+    Call, DomainConfig, DomainState, ObjectType, Reason, Status, StreamHeader, rights,
 };
-use plinth_rt::object::{Domain, bytes_of};
-use plinth_rt::{Outcome, Why, check, check_eq, hypercall, snippet};
+use plinth_rt::{Outcome, Why, check, check_eq, hypercall};
 
 use crate::child::{
-    self, After, Child, DATA, Plan, Step, Temporary, agents, caller, config, count, end, give, lets,
-    spin, wait,
+    self, After, Child, DATA, Plan, Step, Temporary, caller, config, count, end, give, lets, spin,
 };
 use crate::kit::{
-    MS, Must, Owned, PAGE, answers, event, names, own, pending, raw, refused, refuses, sleep, system,
-    until,
+    MS, Must, Owned, PAGE, answers, event, names, own, pending, raw, refused, refuses, sleep,
+    system, until,
 };
 
 tests!("domain":
@@ -273,7 +271,10 @@ fn pause_while_waiting() -> Outcome {
     let deadline = hypercall::clock() + 3 * MS;
     child.load(
         0,
-        &[Step::new(Call::WAIT, [deadline]), Step::new(Call::CLOCK, [])],
+        &[
+            Step::new(Call::WAIT, [deadline]),
+            Step::new(Call::CLOCK, []),
+        ],
         1,
         After::Wait,
     )?;
@@ -405,10 +406,7 @@ fn signalled(event: plinth_rt::object::Event) -> Result<bool, Why> {
 fn watch_end() -> Outcome {
     let child = Child::running(spin())?;
     let event = event()?;
-    child
-        .domain
-        .watch(*event, watch::ENDED)
-        .must("watch")?;
+    child.domain.watch(*event, watch::ENDED).must("watch")?;
     check!(!signalled(*event)?, "signalled before its end");
     child.domain.kill().must("kill")?;
     until("the event", || signalled(*event))?;
@@ -421,10 +419,7 @@ fn watch_after_the_end() -> Outcome {
     child.start()?;
     child.ends_with(0)?;
     let event = event()?;
-    child
-        .domain
-        .watch(*event, watch::ENDED)
-        .must("watch")?;
+    child.domain.watch(*event, watch::ENDED).must("watch")?;
     check!(signalled(*event)?, "not at once");
     Ok(())
 }
@@ -439,18 +434,12 @@ fn watch_console() -> Outcome {
         After::Wait,
     )?;
     let event = event()?;
-    child
-        .domain
-        .watch(*event, watch::CONSOLE)
-        .must("watch")?;
+    child.domain.watch(*event, watch::CONSOLE).must("watch")?;
     check!(!signalled(*event)?, "signalled before it wrote");
     child.start()?;
     until("the event", || signalled(*event))?;
     // There is output, so that a new watch signals at once.
-    child
-        .domain
-        .watch(*event, watch::CONSOLE)
-        .must("watch")?;
+    child.domain.watch(*event, watch::CONSOLE).must("watch")?;
     check!(signalled(*event)?, "not at once");
     Ok(())
 }
@@ -458,14 +447,8 @@ fn watch_console() -> Outcome {
 fn watch_is_replaced() -> Outcome {
     let child = Child::running(spin())?;
     let (first, second) = (event()?, event()?);
-    child
-        .domain
-        .watch(*first, watch::ENDED)
-        .must("watch")?;
-    child
-        .domain
-        .watch(*second, watch::ENDED)
-        .must("watch")?;
+    child.domain.watch(*first, watch::ENDED).must("watch")?;
+    child.domain.watch(*second, watch::ENDED).must("watch")?;
     child.domain.kill().must("kill")?;
     until("the second event", || signalled(*second))?;
     check!(!signalled(*first)?, "the first was signalled, too");
@@ -475,10 +458,7 @@ fn watch_is_replaced() -> Outcome {
 fn watch_ends() -> Outcome {
     let child = Child::running(spin())?;
     let event = event()?;
-    child
-        .domain
-        .watch(*event, watch::ALL)
-        .must("watch")?;
+    child.domain.watch(*event, watch::ALL).must("watch")?;
     let domain = raw(child.domain.any());
     answers(Call::DOMAIN_WATCH, [domain, 0, 0], Status::OK)?;
     child.domain.kill().must("kill")?;
@@ -680,7 +660,11 @@ fn type_until_full() -> Outcome {
         typed += taken;
     }
     check_eq!(typed, 256, "bytes that wait");
-    check_eq!(child.domain.type_in(b"x").must("type")?, 0, "taken when full");
+    check_eq!(
+        child.domain.type_in(b"x").must("type")?,
+        0,
+        "taken when full"
+    );
     lets(
         &child,
         &[

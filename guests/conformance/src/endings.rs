@@ -57,7 +57,12 @@ fn child(code: Snippet) -> Result<Child, Why> {
 }
 
 fn reads_what_is_not_there() -> Outcome {
-    faults(&child(snippet!("nop", "mov rax, [0x100010]"))?, EMPTY + 16, 0, 1)
+    faults(
+        &child(snippet!("nop", "mov rax, [0x100010]"))?,
+        EMPTY + 16,
+        0,
+        1,
+    )
 }
 
 fn writes_what_is_not_there() -> Outcome {
@@ -360,14 +365,22 @@ fn cannot_be_undone() -> Outcome {
 }
 
 fn keeps_memory_and_state() -> Outcome {
-    let child = child(snippet!("mov qword ptr [0x2000], 0x77", "mov ebx, 0x88", "ud2"))?;
+    let child = child(snippet!(
+        "mov qword ptr [0x2000], 0x77",
+        "mov ebx, 0x88",
+        "ud2"
+    ))?;
     child.start()?;
     let info = child.ends(Reason::TRIPLE_FAULT)?;
     check_eq!(child.word(DATA)?, 0x77, "word");
     let state = child.state(0)?;
     check_eq!(state.rbx, 0x88, "RBX");
     check_eq!(state.rip, info.rip, "RIP");
-    refuses(Call::DOMAIN_START, [crate::kit::raw(child.domain.any())], Status::WRONG_STATE)?;
+    refuses(
+        Call::DOMAIN_START,
+        [crate::kit::raw(child.domain.any())],
+        Status::WRONG_STATE,
+    )?;
     check!(object::wait(0).must("wait")?.is_none(), "an event");
     Ok(())
 }

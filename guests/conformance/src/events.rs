@@ -5,9 +5,7 @@ use plinth_rt::object::{self, Event};
 use plinth_rt::trap::{Gprs, Trap};
 use plinth_rt::{Outcome, Why, check, check_eq, hypercall, snippet};
 
-use crate::child::{
-    After, COUNTERS, Child, DATA, Plan, Step, Temporary, caller, config, give,
-};
+use crate::child::{After, COUNTERS, Child, DATA, Plan, Step, Temporary, caller, config, give};
 use crate::kit::{
     MS, Must, Owned, answers, event, names, own, pending, raw, refused, refuses, sleep, until,
 };

@@ -5,10 +5,10 @@ use plinth_rt::abi::{Call, DomainConfig, Handle, ObjectType, Reason, Status, rig
 use plinth_rt::object::{Any, Event, bytes_of};
 use plinth_rt::{Outcome, check, check_eq};
 
-use crate::child::{After, Child, DATA, Plan, Step, Temporary, agents, caller, config, give, lets, spin};
+use crate::child::{Child, DATA, Plan, Step, Temporary, agents, caller, config, give, lets, spin};
 use crate::kit::{
-    Must, Owned, Random, answers, duplicate, event, memory, names, own, pending, raw, refused,
-    refuses, system,
+    Must, Owned, Random, duplicate, event, memory, names, own, pending, raw, refused, refuses,
+    system,
 };
 use crate::objects::{Objects, TYPES};
 
@@ -64,9 +64,13 @@ fn duplicate_each_type() -> Outcome {
             continue;
         };
         let (_, all) = object.info().must("info")?;
-        for some in bits(all).map(|bit| all & !bit).chain(bits(all)).chain([all]) {
+        for some in bits(all)
+            .map(|bit| all & !bit)
+            .chain(bits(all))
+            .chain([all])
+        {
             let other = duplicate(object, some)?;
-            check!(other.0 != object.0, "the same handle");
+            check!(*other != object, "the same handle");
             names(*other, kind, some)?;
         }
         names(object, kind, all)?;
@@ -177,7 +181,11 @@ fn grant_cannot_grow() -> Outcome {
         let (_, all) = object.info().must("info")?;
         for bit in bits(all & !rights::GRANT) {
             let weak = duplicate(object, all & !bit)?;
-            refused(weak.grant(*child.domain, all), Status::NO_RIGHT, kind.text())?;
+            refused(
+                weak.grant(*child.domain, all),
+                Status::NO_RIGHT,
+                kind.text(),
+            )?;
         }
         for bit in bits(!all) {
             refused(
@@ -498,7 +506,11 @@ fn numbers_without_meaning() -> Outcome {
             number
         };
         refuses(Call::HANDLE_INFO, [number], Status::BAD_HANDLE)?;
-        refuses(Call::HANDLE_CLOSE, [number & 0xffff_ffff], Status::BAD_HANDLE)?;
+        refuses(
+            Call::HANDLE_CLOSE,
+            [number & 0xffff_ffff],
+            Status::BAD_HANDLE,
+        )?;
     }
     Ok(())
 }

@@ -2,16 +2,14 @@
 
 use plinth_rt::abi::call::access::{self, EXECUTE, READ, WRITE};
 use plinth_rt::abi::domain::fault;
-use plinth_rt::abi::{
-    Call, DomainConfig, Handle, MemoryInfo, ObjectType, Reason, Status, rights,
-};
+use plinth_rt::abi::{Call, DomainConfig, Handle, MemoryInfo, ObjectType, Reason, Status, rights};
 use plinth_rt::object::{Any, Memory};
 use plinth_rt::{Outcome, Why, check, check_eq, hypercall, snippet};
 
 use crate::child::{Child, DATA, ENTRY, Plan, STACK, TABLE, Temporary, config, count, spin};
 use crate::kit::{
-    Must, Owned, PAGE, answers, duplicate, memory, names, own, raw, refused, refuses, sleep, system,
-    to_the_end, until,
+    Must, Owned, PAGE, answers, duplicate, memory, names, own, raw, refused, refuses, sleep,
+    system, to_the_end, until,
 };
 use crate::objects::Objects;
 use crate::window::{Mapped, WINDOW};
@@ -144,10 +142,7 @@ fn create_over_budget() -> Outcome {
 fn create_is_charged() -> Outcome {
     let domain = Temporary::new(&config(b"charged"))?;
     let before = domain.info().must("info")?;
-    let memory = domain
-        .create_memory(5 * KIB_4)
-        .must("memory")
-        .map(Owned)?;
+    let memory = domain.create_memory(5 * KIB_4).must("memory").map(Owned)?;
     let after = domain.info().must("info")?;
     check!(after.frames >= before.frames + 5, "frames");
     check_eq!(after.memory_frames, before.memory_frames + 5, "of memory");
@@ -289,9 +284,18 @@ fn map_misaligned() -> Outcome {
     let objects = Objects::new()?;
     for off in [1, 8, 2048, 4095] {
         for map in [
-            Map { offset: off, ..Map::of(&objects) },
-            Map { gpa: EMPTY + off, ..Map::of(&objects) },
-            Map { length: KIB_4 - off, ..Map::of(&objects) },
+            Map {
+                offset: off,
+                ..Map::of(&objects)
+            },
+            Map {
+                gpa: EMPTY + off,
+                ..Map::of(&objects)
+            },
+            Map {
+                length: KIB_4 - off,
+                ..Map::of(&objects)
+            },
         ] {
             map.refused(Status::BAD_ARGUMENT)?;
         }
@@ -302,7 +306,11 @@ fn map_misaligned() -> Outcome {
 fn map_bad_length() -> Outcome {
     let objects = Objects::new()?;
     for length in [0, 1, 1 << 63, u64::MAX, u64::MAX - 4095] {
-        Map { length, ..Map::of(&objects) }.refused(Status::BAD_ARGUMENT)?;
+        Map {
+            length,
+            ..Map::of(&objects)
+        }
+        .refused(Status::BAD_ARGUMENT)?;
     }
     Ok(())
 }
@@ -316,7 +324,12 @@ fn map_beyond_the_object() -> Outcome {
         (u64::MAX - 4095, KIB_4),
         (u64::MAX - 4095, 2 * KIB_4),
     ] {
-        Map { offset, length, ..Map::of(&objects) }.refused(Status::BAD_ARGUMENT)?;
+        Map {
+            offset,
+            length,
+            ..Map::of(&objects)
+        }
+        .refused(Status::BAD_ARGUMENT)?;
     }
     Ok(())
 }
@@ -324,7 +337,11 @@ fn map_beyond_the_object() -> Outcome {
 fn map_beyond_48_bits() -> Outcome {
     let objects = Objects::new()?;
     for gpa in [1 << 48, 1 << 52, 1 << 63, u64::MAX - 4095] {
-        Map { gpa, ..Map::of(&objects) }.refused(Status::BAD_ARGUMENT)?;
+        Map {
+            gpa,
+            ..Map::of(&objects)
+        }
+        .refused(Status::BAD_ARGUMENT)?;
     }
     let memory = memory(2 * KIB_4)?;
     Map {
@@ -338,8 +355,21 @@ fn map_beyond_48_bits() -> Outcome {
 
 fn map_bad_access() -> Outcome {
     let objects = Objects::new()?;
-    for access in [0, WRITE, EXECUTE, WRITE | EXECUTE, 8, 15, 1 << 32 | READ, 1 << 63 | READ] {
-        Map { access, ..Map::of(&objects) }.refused(Status::BAD_ARGUMENT)?;
+    for access in [
+        0,
+        WRITE,
+        EXECUTE,
+        WRITE | EXECUTE,
+        8,
+        15,
+        1 << 32 | READ,
+        1 << 63 | READ,
+    ] {
+        Map {
+            access,
+            ..Map::of(&objects)
+        }
+        .refused(Status::BAD_ARGUMENT)?;
     }
     Ok(())
 }
@@ -383,7 +413,11 @@ fn map_not_populated() -> Outcome {
 fn map_exists() -> Outcome {
     let objects = Objects::new()?;
     for gpa in [0, STACK] {
-        Map { gpa, ..Map::of(&objects) }.refused(Status::EXISTS)?;
+        Map {
+            gpa,
+            ..Map::of(&objects)
+        }
+        .refused(Status::EXISTS)?;
     }
     // One page of two.
     let memory = memory(2 * KIB_4)?;
@@ -431,7 +465,9 @@ fn in_steps(
                 );
                 done += value;
             }
-            status => return Err(format_args!("{} after {done:#x}: {status:?}", call.name()).into()),
+            status => {
+                return Err(format_args!("{} after {done:#x}: {status:?}", call.name()).into());
+            }
         }
     }
 }
@@ -451,14 +487,7 @@ fn map_all(objects: &Objects, memory: Memory) -> Result<u64, Why> {
     let (memory, domain) = (raw(memory.any()), raw(objects.child.domain.any()));
     let length = PAGES * KIB_4;
     in_steps(Call::MEMORY_MAP, length, KIB_4, |done| {
-        [
-            memory,
-            done,
-            domain,
-            ODD + done,
-            length - done,
-            access::ALL,
-        ]
+        [memory, done, domain, ODD + done, length - done, access::ALL]
     })
 }
 
@@ -690,11 +719,7 @@ fn protect() -> Outcome {
         Status::OK,
     )?;
     check_eq!(done, KIB_4, "value");
-    refused(
-        child.domain.write(DATA, &[1]),
-        Status::BAD_ADDRESS,
-        "write",
-    )?;
+    refused(child.domain.write(DATA, &[1]), Status::BAD_ADDRESS, "write")?;
     child.word(DATA)?;
     child
         .domain
@@ -741,10 +766,7 @@ fn protect_needs_the_right() -> Outcome {
         )?;
     }
     for access in [READ | EXECUTE, READ] {
-        child
-            .domain
-            .protect(EMPTY, KIB_4, access)
-            .must("protect")?;
+        child.domain.protect(EMPTY, KIB_4, access).must("protect")?;
     }
     refused(
         child.domain.write(EMPTY, &[1]),
@@ -899,9 +921,7 @@ fn dirty_in_steps() -> Outcome {
         .map(KIB_4, *memory, 0, length, READ | WRITE)
         .must("map")?;
     for page in [0, 511, 512, 599] {
-        domain
-            .write((page + 1) * KIB_4, &[1])
-            .must("write")?;
+        domain.write((page + 1) * KIB_4, &[1]).must("write")?;
     }
     PAGE.fill(0);
     let handle = raw(domain.any());
@@ -983,12 +1003,11 @@ fn outlives_its_mapping() -> Outcome {
 fn outlives_its_domain() -> Outcome {
     let child = Child::running(count())?;
     child.until_change(DATA)?;
-    let memory = Owned(Memory(
-        duplicate(child.memory.any(), rights::MEMORY_OBJECT)?
-            .duplicate(rights::MEMORY_OBJECT)
-            .must("duplicate")?
-            .0,
-    ));
+    let memory = child
+        .memory
+        .duplicate(rights::MEMORY_OBJECT)
+        .must("duplicate")
+        .map(Owned)?;
     drop(child);
     let window = Mapped::new(0, *memory, 4 * KIB_4)?;
     let counter = window.word(DATA);
@@ -1052,9 +1071,7 @@ fn large_pages() -> Outcome {
         "what is protected",
     )?;
     domain.write(at + 3 * KIB_4, &seen).must("what is left")?;
-    domain
-        .write(3 * MIB_2 - 3, &seen)
-        .must("the last bytes")
+    domain.write(3 * MIB_2 - 3, &seen).must("the last bytes")
 }
 
 /// The screen's memory of old: device memory on every PC.
@@ -1100,11 +1117,7 @@ fn physical() -> Outcome {
         .domain
         .map(EMPTY, *memory, 0, 2 * KIB_4, READ | WRITE)
         .must("map")?;
-    objects
-        .child
-        .domain
-        .unmap(EMPTY, 2 * KIB_4)
-        .must("unmap")
+    objects.child.domain.unmap(EMPTY, 2 * KIB_4).must("unmap")
 }
 
 fn physical_bad_arguments() -> Outcome {

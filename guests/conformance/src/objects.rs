@@ -1,7 +1,7 @@
 //! One object of each type, for tests that walk over all of them.
 
 use plinth_rt::abi::{ObjectType, Reason, rights};
-use plinth_rt::object::{Any, Event};
+use plinth_rt::object::{Any, Event, Memory, Vcpu};
 use plinth_rt::{Outcome, Why};
 
 use crate::child::{Child, Plan, spin};
@@ -12,7 +12,7 @@ pub struct Objects {
     /// The child; it spins where it is started.
     pub child: Child,
     /// Memory of the suite's.
-    pub memory: Owned<plinth_rt::object::Memory>,
+    pub memory: Owned<Memory>,
     /// An event of the suite's.
     pub event: Owned<Event>,
 }
@@ -88,21 +88,24 @@ impl Child {
         }
         self.start()?;
         match life {
-            Life::Created | Life::Running => {}
-            Life::Paused => self.domain.pause().must("pause")?,
-            Life::Ended | Life::Destroyed => {
-                self.domain.kill().must("kill")?;
-                self.ends(Reason::KILLED)?;
+            Life::Created | Life::Running => Ok(()),
+            Life::Paused => self.domain.pause().must("pause"),
+            Life::Ended => self.bring_to_the_end(),
+            Life::Destroyed => {
+                self.bring_to_the_end()?;
+                self.destroy()
             }
         }
-        if life == Life::Destroyed {
-            self.destroy()?;
-        }
-        Ok(())
+    }
+
+    /// Kills it.
+    pub fn bring_to_the_end(&self) -> Outcome {
+        self.domain.kill().must("kill")?;
+        self.ends(Reason::KILLED).map(drop)
     }
 }
 
 /// The suite's own first vCPU.
-pub fn own_vcpu() -> Result<Owned<plinth_rt::object::Vcpu>, Why> {
+pub fn own_vcpu() -> Result<Owned<Vcpu>, Why> {
     own().open_vcpu(0).must("own vCPU").map(Owned)
 }

@@ -2,8 +2,7 @@
 //! other type, and one that lacks just the right that is needed. All other arguments are as wrong as can be, which must not
 //! matter: handles are looked at first, from left to right.
 
-use plinth_rt::abi::{Call, Handle, ObjectType, Status, rights};
-use plinth_rt::object::Any;
+use plinth_rt::abi::{Call, ObjectType, Status, rights};
 use plinth_rt::suite::Test;
 use plinth_rt::{Outcome, check};
 
@@ -154,9 +153,7 @@ fn missing_right(call: Call, needs: &[Need]) -> Outcome {
             }
             check!(all & need.right != 0, "{} has no such right", kind.text());
             if let Some(object) = objects.get(kind) {
-                let weak: Any = *duplicate(object, all & !need.right)?;
-                check!(weak.0 != Handle::NONE, "handle 0");
-                let weak = crate::kit::Owned(weak);
+                let weak = duplicate(object, all & !need.right)?;
                 arguments[need.at] = raw(*weak);
                 refuses(call, arguments, Status::NO_RIGHT)?;
             }

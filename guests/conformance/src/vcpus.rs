@@ -2,20 +2,18 @@
 
 use plinth_rt::abi::state::part;
 use plinth_rt::abi::{
-    Call, DomainConfig, DomainState, ObjectType, Reason, Schedule, Segment, Status, VcpuInfo,
-    VcpuRun, VcpuState, rights,
+    Call, DomainConfig, DomainState, ObjectType, Schedule, Segment, Status, VcpuInfo, VcpuRun,
+    VcpuState, rights,
 };
-use plinth_rt::object::{self, Vcpu};
+use plinth_rt::object::Vcpu;
 use plinth_rt::trap::Gprs;
 use plinth_rt::{Outcome, Scratch, Why, check, check_eq, cpu, hypercall, snippet};
 
 use crate::child::{
-    After, COUNTERS, Child, DATA, ENTRY, Plan, STACK, Step, Temporary, agents, caller, config, count,
-    lets, real_mode, spin, wait,
+    After, COUNTERS, Child, DATA, ENTRY, Plan, STACK, Step, Temporary, agents, config, count,
+    real_mode, spin, wait,
 };
-use crate::kit::{
-    MS, Must, Owned, answers, names, patiently, raw, refused, refuses, sleep, system, until,
-};
+use crate::kit::{MS, Must, Owned, answers, names, raw, refused, refuses, sleep, system, until};
 use crate::objects::own_vcpu;
 
 tests!("vcpu":
@@ -169,7 +167,10 @@ fn same(seen: &VcpuState, expected: &VcpuState) -> Outcome {
         .into_iter()
         .zip(first(seen).into_iter().zip(first(expected)))
     {
-        check!(seen == expected, "{name}: {seen:#x}, expected {expected:#x}");
+        check!(
+            seen == expected,
+            "{name}: {seen:#x}, expected {expected:#x}"
+        );
     }
     let names = [
         "es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr",
@@ -184,12 +185,34 @@ fn same(seen: &VcpuState, expected: &VcpuState) -> Outcome {
         .into_iter()
         .zip(segments(seen).into_iter().zip(segments(expected)))
     {
-        check!(seen == expected, "{name}: {seen:x?}, expected {expected:x?}");
+        check!(
+            seen == expected,
+            "{name}: {seen:x?}, expected {expected:x?}"
+        );
     }
     let names = [
-        "cr0", "cr2", "cr3", "cr4", "xcr0", "dr0", "dr1", "dr2", "dr3", "dr6", "dr7", "efer", "pat",
-        "star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs", "sysenter_esp",
-        "sysenter_eip", "tsc_aux",
+        "cr0",
+        "cr2",
+        "cr3",
+        "cr4",
+        "xcr0",
+        "dr0",
+        "dr1",
+        "dr2",
+        "dr3",
+        "dr6",
+        "dr7",
+        "efer",
+        "pat",
+        "star",
+        "lstar",
+        "cstar",
+        "sfmask",
+        "kernel_gs_base",
+        "sysenter_cs",
+        "sysenter_esp",
+        "sysenter_eip",
+        "tsc_aux",
     ];
     let last = |state: &VcpuState| {
         [
@@ -221,7 +244,10 @@ fn same(seen: &VcpuState, expected: &VcpuState) -> Outcome {
         .into_iter()
         .zip(last(seen).into_iter().zip(last(expected)))
     {
-        check!(seen == expected, "{name}: {seen:#x}, expected {expected:#x}");
+        check!(
+            seen == expected,
+            "{name}: {seen:#x}, expected {expected:#x}"
+        );
     }
     Ok(())
 }
@@ -361,10 +387,7 @@ fn state_where_it_was_paused() -> Outcome {
 }
 
 fn state_changed_while_paused() -> Outcome {
-    let child = Child::new(&Plan::new(snippet!(
-        "2: mov [0x2000], rbx",
-        "jmp 2b"
-    )))?;
+    let child = Child::new(&Plan::new(snippet!("2: mov [0x2000], rbx", "jmp 2b")))?;
     child.set(0, |state| state.rbx = 1)?;
     child.start()?;
     child.until_word(DATA, 1)?;
@@ -443,22 +466,106 @@ fn impossible() -> [(&'static str, VcpuState); 16] {
     let long = VcpuState::long_mode(ENTRY, STACK, 0);
     let real = VcpuState::RESET;
     [
-        ("PG without PE", VcpuState { cr0: 0xe000_0010, ..real }),
-        ("NW without CD", VcpuState { cr0: 0x2000_0010, ..real }),
-        ("CR0 above 32 bits", VcpuState { cr0: long.cr0 | 1 << 32, ..long }),
-        ("CR4 bit 63", VcpuState { cr4: long.cr4 | 1 << 63, ..long }),
-        ("CR4.VMXE", VcpuState { cr4: long.cr4 | 1 << 13, ..long }),
-        ("long mode without PAE", VcpuState { cr4: long.cr4 & !0x20, ..long }),
-        ("CR3 bit 63", VcpuState { cr3: 1 << 63, ..long }),
-        ("EFER bit 63", VcpuState { efer: long.efer | 1 << 63, ..long }),
-        ("EFER.SVME", VcpuState { efer: long.efer | 1 << 12, ..long }),
-        ("LME and PG without LMA", VcpuState { efer: 0x100, ..long }),
-        ("LMA without PG", VcpuState { efer: 0x500, ..real }),
+        (
+            "PG without PE",
+            VcpuState {
+                cr0: 0xe000_0010,
+                ..real
+            },
+        ),
+        (
+            "NW without CD",
+            VcpuState {
+                cr0: 0x2000_0010,
+                ..real
+            },
+        ),
+        (
+            "CR0 above 32 bits",
+            VcpuState {
+                cr0: long.cr0 | 1 << 32,
+                ..long
+            },
+        ),
+        (
+            "CR4 bit 63",
+            VcpuState {
+                cr4: long.cr4 | 1 << 63,
+                ..long
+            },
+        ),
+        (
+            "CR4.VMXE",
+            VcpuState {
+                cr4: long.cr4 | 1 << 13,
+                ..long
+            },
+        ),
+        (
+            "long mode without PAE",
+            VcpuState {
+                cr4: long.cr4 & !0x20,
+                ..long
+            },
+        ),
+        (
+            "CR3 bit 63",
+            VcpuState {
+                cr3: 1 << 63,
+                ..long
+            },
+        ),
+        (
+            "EFER bit 63",
+            VcpuState {
+                efer: long.efer | 1 << 63,
+                ..long
+            },
+        ),
+        (
+            "EFER.SVME",
+            VcpuState {
+                efer: long.efer | 1 << 12,
+                ..long
+            },
+        ),
+        (
+            "LME and PG without LMA",
+            VcpuState {
+                efer: 0x100,
+                ..long
+            },
+        ),
+        (
+            "LMA without PG",
+            VcpuState {
+                efer: 0x500,
+                ..real
+            },
+        ),
         ("XCR0 without x87", VcpuState { xcr0: 0, ..long }),
-        ("XCR0 bit 62", VcpuState { xcr0: 1 | 1 << 62, ..long }),
+        (
+            "XCR0 bit 62",
+            VcpuState {
+                xcr0: 1 | 1 << 62,
+                ..long
+            },
+        ),
         ("PAT type 2", VcpuState { pat: 2, ..long }),
-        ("DR6 above 32 bits", VcpuState { dr6: long.dr6 | 1 << 32, ..long }),
-        ("DR7 above 32 bits", VcpuState { dr7: long.dr7 | 1 << 32, ..long }),
+        (
+            "DR6 above 32 bits",
+            VcpuState {
+                dr6: long.dr6 | 1 << 32,
+                ..long
+            },
+        ),
+        (
+            "DR7 above 32 bits",
+            VcpuState {
+                dr7: long.dr7 | 1 << 32,
+                ..long
+            },
+        ),
     ]
 }
 
@@ -670,7 +777,12 @@ fn schedule_bad_values() -> Outcome {
             "schedule",
         )
     };
-    for weight in [0, Schedule::MIN_WEIGHT - 1, Schedule::MAX_WEIGHT + 1, u32::MAX] {
+    for weight in [
+        0,
+        Schedule::MIN_WEIGHT - 1,
+        Schedule::MAX_WEIGHT + 1,
+        u32::MAX,
+    ] {
         refused(Schedule { weight, ..usual })?;
     }
     for cap in [101, u32::MAX] {
@@ -728,7 +840,10 @@ fn schedule_moves() -> Outcome {
 
 /// Two spinners on one CPU, roughly: the guest `measure` is exact about it.
 fn schedule_weight_counts() -> Outcome {
-    let [heavy, light] = [Child::new(&Plan::new(spin()))?, Child::new(&Plan::new(spin()))?];
+    let [heavy, light] = [
+        Child::new(&Plan::new(spin()))?,
+        Child::new(&Plan::new(spin()))?,
+    ];
     for (child, weight) in [(&heavy, 4096), (&light, 16)] {
         let schedule = Schedule {
             weight,

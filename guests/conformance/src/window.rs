@@ -72,7 +72,11 @@ impl Mapped {
         assert!(offset + bytes.len() as u64 <= self.length);
         for (index, byte) in bytes.iter().enumerate() {
             // SAFETY: as in `byte`.
-            unsafe { ((self.address() + offset) as *mut u8).add(index).write_volatile(*byte) }
+            unsafe {
+                ((self.address() + offset) as *mut u8)
+                    .add(index)
+                    .write_volatile(*byte)
+            }
         }
     }
 
