@@ -1,4 +1,4 @@
-//! From a machine that is up to running guests: the vendor is chosen, its capabilities are shown, every CPU turns the
+//! From a machine that is up to the first domain: the vendor is chosen, its capabilities are shown, every CPU turns the
 //! extension on and enters the scheduler.
 
 use alloc::boxed::Box;
@@ -8,10 +8,12 @@ use spin::Once;
 use crate::arch::cpu::Cpu;
 use crate::arch::{fpu, nmi_tick, power, time, trap};
 use crate::boot::cmdline;
-use crate::guests;
 use crate::mem::frames::frames;
-use crate::rules::cpuid::{CpuidTable, GuestIdentity};
-use crate::sched::Scheduler;
+use crate::mem::{Amounts, Budget, Ref, heap};
+use crate::object::Kernel;
+use crate::root;
+use crate::rules::cpuid::GuestIdentity;
+use crate::sched::Sched;
 use crate::selftest;
 
 use crate::virt::svm::Svm;
@@ -39,7 +41,7 @@ pub fn other_cpu(cpu: &'static Cpu) -> ! {
     }
 }
 
-/// Chooses the vendor by what this CPU has, and runs guests until the last has ended.
+/// Chooses the vendor by what this CPU has, and runs domains until the machine's end.
 pub fn launch(cpu: &'static Cpu) -> ! {
     match (Vmx::probe(), Svm::probe()) {
         (Ok(capabilities), _) => start::<Vmx>(cpu, &capabilities),
@@ -58,23 +60,50 @@ fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
     if !V::bounds_runs() && nmi_tick::is_needed() {
         nmi_tick::start();
     }
-    let list = guests::chosen(cmdline::options().guests);
-    let cpuid = guest_cpuid::<V>();
-    let free = frames().free_frames();
-    log::info!(
-        "{} guest{} to run, {} MiB of memory free",
-        list.len(),
-        if list.len() == 1 { "" } else { "s" },
-        free >> 8
-    );
-    let scheduler = Scheduler::<V>::new(&list, cpuid);
-    LIFE.call_once(|| Box::new(scheduler)).live(cpu)
+    LIFE.call_once(|| Box::new(World(kernel::<V>()))).live(cpu)
 }
 
-impl<V: Vendor> Life for Scheduler<V> {
+/// A kernel without domains.
+///
+/// # Panics
+/// For want of memory: at boot, that is the machine's end.
+pub fn kernel<V: Vendor>() -> &'static Kernel<V> {
+    let whole = Amounts {
+        frames: frames().free_frames().saturating_sub(RESERVE_FRAMES),
+        memory_frames: 0,
+        // What lies between blocks is of no use to anybody.
+        heap: (heap::size() - heap::used()) as u64 / 8 * 7,
+    };
+    log::info!(
+        "{} MiB of memory and {} MiB of kernel heap for domains",
+        whole.frames >> 8,
+        whole.heap >> 20
+    );
+    let Ok(whole) = Ref::new(Budget::whole(whole)) else {
+        panic!("no heap for the first budget");
+    };
+    Box::leak(Box::new(Kernel::new(
+        Sched::new(),
+        identity::<V>(),
+        host_cpuid,
+        whole,
+    )))
+}
+
+/// Frames that stay the kernel's: for page tables and the CPUs' own needs.
+const RESERVE_FRAMES: u64 = 64;
+
+struct World<V: Vendor>(&'static Kernel<V>);
+
+impl<V: Vendor> Life for World<V> {
     fn live(&self, cpu: &'static Cpu) -> ! {
         match V::enable() {
-            Ok(mut hardware) => self.run(cpu, &mut hardware),
+            Ok(mut hardware) => {
+                if cpu.id == 0 {
+                    root::start(self.0, &mut hardware);
+                }
+                self.0.live(cpu, &mut hardware)
+            }
             Err(lack) => refuse(cpu, lack),
         }
     }
@@ -87,11 +116,6 @@ fn refuse(cpu: &'static Cpu, lack: Lack) -> ! {
         power::end(cmdline::options().end, NO_VIRTUALISATION);
     }
     trap::halt_forever()
-}
-
-/// CPUID as guests on this machine see it.
-pub fn guest_cpuid<V: Vendor>() -> CpuidTable {
-    CpuidTable::new(&host_cpuid, &identity::<V>())
 }
 
 /// What the guests' CPUs are.

@@ -7,7 +7,7 @@ use bootloader_api::config::Mapping;
 use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
 use plinth_kernel::arch::{self, cpu, power, smp, time};
 use plinth_kernel::boot::{self, symbols};
-use plinth_kernel::mem::{frames, heap};
+use plinth_kernel::mem::{PAGE_SIZE, device, frames, heap};
 use plinth_kernel::{launch, log, selftest};
 
 /// What the loader is asked for: a stack of 128 KiB, and all physical memory mapped.
@@ -27,7 +27,8 @@ fn main(info: &'static mut BootInfo) -> ! {
 
     let facts = boot::Facts::take(info);
     frames::init(facts.memory, facts.physical_offset);
-    heap::init(heap::DEFAULT_BUDGET);
+    heap::init(heap::size_for(frames::frames().free_frames() * PAGE_SIZE));
+    device::keep_memory(facts.memory);
     symbols::init(facts.kernel_file);
     if let Some(framebuffer) = facts.framebuffer {
         log::show_on(framebuffer);

@@ -1,13 +1,14 @@
-//! Builds the kernel, the guests and the loader, each for its target, in the release profile.
+//! Builds the kernel, the guests and the loader, each for its target, in the release profile; and the guests in C with `cc`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
+use crate::header;
 use crate::progress::{self, CommandError, Step};
 use crate::provision::Permission;
 use crate::provision::targets::{self, KERNEL, LOADER, TargetError, Toolchain};
-use crate::workspace::{Workspace, WorkspaceError};
+use crate::workspace::{self, C_SOURCE, Workspace, WorkspaceError};
 
 /// Why there is no build.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,11 @@ pub enum BuildError {
     /// cargo left no such file.
     #[error("cannot read {0}: {1}\n  try: cargo clean, then build again")]
     Missing(PathBuf, std::io::Error),
+    /// The C header, or the place for guests in C.
+    #[error(
+        "cannot write {0}: {1}\n  try: look at whose the directory is, and at the disk's free space"
+    )]
+    Write(PathBuf, std::io::Error),
 }
 
 /// Everything that goes into an image.
@@ -33,8 +39,29 @@ pub struct Build {
     pub loader: PathBuf,
     /// The kernel's ELF file.
     pub kernel: PathBuf,
-    /// The guests: name and ELF file, sorted by name.
-    pub guests: Vec<(String, PathBuf)>,
+    /// The guests, sorted by name.
+    pub guests: Vec<Guest>,
+}
+
+/// A guest.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// Its ELF file.
+    pub elf: PathBuf,
+    /// What machine it wants: its `machine.toml`, if it has one.
+    pub machine: Option<PathBuf>,
+}
+
+impl Guest {
+    fn new(name: &str, elf: PathBuf, directory: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            elf,
+            machine: Some(directory.join("machine.toml")).filter(|file| file.is_file()),
+        }
+    }
 }
 
 /// The kernel's package and program.
@@ -48,7 +75,7 @@ pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
     let build = build(&workspace, permission)?;
     for path in [&build.loader, &build.kernel]
         .into_iter()
-        .chain(build.guests.iter().map(|(_, path)| path))
+        .chain(build.guests.iter().map(|guest| &guest.elf))
     {
         println!("{}", path.display());
     }
@@ -63,15 +90,55 @@ pub fn build(workspace: &Workspace, permission: Permission) -> Result<Build, Bui
     compile(&toolchain, "kernel and guests", KERNEL, &kernel_side)?;
     compile(&toolchain, "loader", LOADER, &[LOADER_PACKAGE])?;
     let built = |target: &str, name: &str| workspace.target.join(target).join("release").join(name);
+    let mut guests: Vec<_> = workspace
+        .guests
+        .iter()
+        .map(|guest| Guest::new(&guest.bin, built(KERNEL, &guest.bin), &guest.directory))
+        .collect();
+    guests.extend(compile_c(workspace)?);
+    guests.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Build {
         loader: built(LOADER, &format!("{LOADER_PACKAGE}.efi")),
         kernel: built(KERNEL, KERNEL_PACKAGE),
-        guests: workspace
-            .guests
-            .iter()
-            .map(|guest| (guest.bin.clone(), built(KERNEL, &guest.bin)))
-            .collect(),
+        guests,
     })
+}
+
+/// Builds the guests in C.
+fn compile_c(workspace: &Workspace) -> Result<Vec<Guest>, BuildError> {
+    let place = workspace.target.join("c");
+    fs::create_dir_all(&place).map_err(|error| BuildError::Write(place.clone(), error))?;
+    let header = place.join(header::FILE);
+    fs::write(&header, header::text()).map_err(|error| BuildError::Write(header, error))?;
+    let mut guests = Vec::new();
+    for directory in &workspace.c_guests {
+        let Some(name) = workspace::name(directory) else {
+            continue;
+        };
+        let step = Step::start(format!("building {name}, a guest in C"));
+        let elf = place.join(name);
+        let mut command = c_compiler(&place);
+        command.arg("-nostdlib").arg("-static").arg("-T");
+        command.arg(workspace.root.join("guests/rt/guest.ld"));
+        command.arg("-Wl,--build-id=none").arg("-o").arg(&elf);
+        command.arg(directory.join(C_SOURCE));
+        progress::run(&mut command, &step, None)?;
+        step.done("built");
+        guests.push(Guest::new(name, elf, directory));
+    }
+    Ok(guests)
+}
+
+/// The C compiler, as guests need it: no host's library, no place above the interrupt's stack frame, no vector registers, which a
+/// guest would have to turn on first, and nothing that runs before `_start`. `headers` is where [`header::FILE`] is.
+pub fn c_compiler(headers: &Path) -> Command {
+    let mut command = Command::new("cc");
+    command.args(["-std=c11", "-O2", "-Wall", "-Wextra", "-pedantic"]);
+    command.args(["-m64", "-ffreestanding", "-fno-pic", "-no-pie"]);
+    command.args(["-mno-red-zone", "-mgeneral-regs-only"]);
+    command.args(["-fno-stack-protector", "-fno-asynchronous-unwind-tables"]);
+    command.arg("-I").arg(headers);
+    command
 }
 
 fn compile(

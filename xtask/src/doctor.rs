@@ -29,6 +29,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
         Part::Bochs,
         Part::BochsFirmware,
         Part::BochsVideo,
+        Part::Compiler,
     ] {
         let found = part
             .find()

@@ -1,11 +1,14 @@
-//! Writes the bootable disk image: the loader, the kernel, and the archive of the command line and the guests.
+//! Writes the bootable disk image: the loader, the kernel, and the archive of modules.
+//!
+//! In the archive are `cmdline`, the kernel's command line; `guests/NAME`, the guests' executables; and `machines/NAME.toml` of
+//! those that say what machine they want, which the control guest reads.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use plinth_bootimage::{Contents, ImageError, ModuleArchive};
 
-use crate::compile::{self, Build, BuildError};
+use crate::compile::{self, Build, BuildError, Guest};
 use crate::provision::Permission;
 use crate::workspace::Workspace;
 
@@ -39,6 +42,7 @@ pub fn main(
     permission: Permission,
 ) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::load()?;
+    check_guests(&workspace, command_line)?;
     let build = compile::build(&workspace, permission)?;
     let out = out.unwrap_or_else(|| workspace.target.join("plinth.img"));
     let size = write(&out, &build, command_line, None)?;
@@ -54,22 +58,34 @@ pub fn main(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the guests that a kernel command line names exist. What the kernel would say after a minute is said at once.
-pub fn check_guests(workspace: &Workspace, command_line: &str) -> Result<(), WriteError> {
-    let named = command_line
+/// The guest of the first domain, unless the command line says `root=NAME`.
+const ROOT: &str = "control";
+
+/// The value of `key=value` in a kernel command line; the last one counts.
+pub fn option<'a>(command_line: &'a str, key: &str) -> Option<&'a str> {
+    command_line
         .split_ascii_whitespace()
-        .filter_map(|word| word.strip_prefix("guests="))
-        .flat_map(|names| names.split(','))
-        .filter(|name| !name.is_empty());
+        .filter_map(|word| word.split_once('='))
+        .rfind(|(found, _)| *found == key)
+        .map(|(_, value)| value)
+}
+
+/// Whether the guests that a kernel command line names exist. What the machine would say after a minute is said at once.
+pub fn check_guests(workspace: &Workspace, command_line: &str) -> Result<(), WriteError> {
+    let guests = option(command_line, "guests").unwrap_or_default();
+    let named = guests
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .chain(option(command_line, "root"));
     for name in named {
-        if !workspace.guests.iter().any(|guest| guest.bin == name) {
+        if workspace.guest_names().all(|guest| guest != name) {
             return Err(WriteError::NoGuest(name.to_owned()));
         }
     }
     Ok(())
 }
 
-/// Writes an image with the guests named in `guests`, or all of them; its size in bytes.
+/// Writes an image with the first domain's guest and those named in `guests`, or all of them; its size in bytes.
 pub fn write(
     path: &Path,
     build: &Build,
@@ -84,10 +100,16 @@ pub fn write(
     archive
         .add("cmdline", format!("{}\n", command_line.trim()).as_bytes())
         .map_err(failed)?;
-    for (name, file) in select(&build.guests, guests)? {
+    let root = option(command_line, "root").unwrap_or(ROOT);
+    for Guest { name, elf, machine } in select(&build.guests, root, guests)? {
         archive
-            .add(&format!("guests/{name}"), &compile::read(file)?)
+            .add(&format!("guests/{name}"), &compile::read(elf)?)
             .map_err(failed)?;
+        if let Some(machine) = machine {
+            archive
+                .add(&format!("machines/{name}.toml"), &compile::read(machine)?)
+                .map_err(failed)?;
+        }
     }
     let modules = archive.finish();
     let (loader, kernel) = (compile::read(&build.loader)?, compile::read(&build.kernel)?);
@@ -99,23 +121,27 @@ pub fn write(
     plinth_bootimage::write_image(path, &contents).map_err(failed)
 }
 
-/// The guests that were asked for, in the build's order.
+/// The guests that were asked for and `root`, in the build's order.
 fn select<'a>(
-    all: &'a [(String, PathBuf)],
+    all: &'a [Guest],
+    root: &str,
     wanted: Option<&[&str]>,
-) -> Result<Vec<&'a (String, PathBuf)>, WriteError> {
-    let Some(wanted) = wanted else {
-        return Ok(all.iter().collect());
-    };
-    if let Some(unknown) = wanted
+) -> Result<Vec<&'a Guest>, WriteError> {
+    let named: Vec<&str> = wanted
+        .unwrap_or_default()
         .iter()
-        .find(|name| all.iter().all(|(guest, _)| guest != *name))
+        .copied()
+        .chain([root])
+        .collect();
+    if let Some(unknown) = named
+        .iter()
+        .find(|name| all.iter().all(|guest| guest.name != **name))
     {
         return Err(WriteError::NoGuest((*unknown).to_owned()));
     }
     Ok(all
         .iter()
-        .filter(|(guest, _)| wanted.contains(&guest.as_str()))
+        .filter(|guest| wanted.is_none() || named.contains(&guest.name.as_str()))
         .collect())
 }
 
@@ -123,30 +149,81 @@ fn select<'a>(
 mod tests {
     use super::*;
 
+    fn guest(name: &str) -> Guest {
+        Guest {
+            name: name.into(),
+            elf: Path::new("/").join(name),
+            machine: None,
+        }
+    }
+
+    #[test]
+    fn the_last_option_counts() {
+        assert_eq!(option("root=a log=x root=b", "root"), Some("b"));
+        assert_eq!(option("root roots=a", "root"), None);
+    }
+
+    #[test]
+    fn guests_on_the_command_line_must_exist() {
+        let workspace = Workspace {
+            root: "/".into(),
+            target: "/".into(),
+            guests: vec![],
+            c_guests: ["a", "b"]
+                .map(|name| Path::new("/guests").join(name))
+                .into(),
+        };
+        let check = |command_line: &str| match check_guests(&workspace, command_line) {
+            Ok(()) => None,
+            Err(WriteError::NoGuest(name)) => Some(name),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(check("log=debug guests=a,,b root=b"), None);
+        assert_eq!(check("guests=a,c"), Some("c".into()));
+        assert_eq!(check("guests=a root=c"), Some("c".into()));
+    }
+
     #[test]
     fn guests_are_selected_by_name() {
-        let all = [
-            ("a".to_owned(), PathBuf::from("/a")),
-            ("b".to_owned(), PathBuf::from("/b")),
-        ];
-        let names = |wanted: Option<&[&str]>| select(&all, wanted).map(|guests| guests.len());
-        assert_eq!(names(None).unwrap(), 2);
-        assert_eq!(names(Some(&["b"])).unwrap(), 1);
-        assert_eq!(names(Some(&[])).unwrap(), 0);
-        assert!(matches!(names(Some(&["c"])), Err(WriteError::NoGuest(_))));
+        let all = ["a", "b", "control"].map(guest);
+        let names = |root: &str, wanted: Option<&[&str]>| {
+            select(&all, root, wanted).map(|guests| {
+                guests
+                    .iter()
+                    .map(|guest| guest.name.clone())
+                    .collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(names(ROOT, None).unwrap(), ["a", "b", "control"]);
+        assert_eq!(names(ROOT, Some(&["b"])).unwrap(), ["b", "control"]);
+        assert_eq!(names("a", Some(&[])).unwrap(), ["a"]);
+        for (root, wanted) in [(ROOT, Some(&["c"][..])), ("c", Some(&[])), ("c", None)] {
+            assert!(
+                matches!(names(root, wanted), Err(WriteError::NoGuest(name)) if name == "c"),
+                "{root}, {wanted:?}"
+            );
+        }
     }
 
     #[test]
     fn an_image_holds_what_was_built() {
         let directory = tempfile::tempdir().unwrap();
         let place = |name: &str| directory.path().join(name);
-        for name in ["loader", "kernel", "hello"] {
+        for name in ["loader", "kernel", "control", "hello", "machine"] {
             std::fs::write(place(name), format!("this is {name}")).unwrap();
         }
+        let guest = |name: &str, machine| Guest {
+            name: name.into(),
+            elf: place(name),
+            machine,
+        };
         let build = Build {
             loader: place("loader"),
             kernel: place("kernel"),
-            guests: vec![("hello".into(), place("hello"))],
+            guests: vec![
+                guest("control", None),
+                guest("hello", Some(place("machine"))),
+            ],
         };
         let image = place("image");
         assert!(matches!(
@@ -156,19 +233,24 @@ mod tests {
         let size = write(&image, &build, "log=debug", None).unwrap();
         let bytes = std::fs::read(&image).unwrap();
         assert_eq!(size, bytes.len() as u64);
+        let has = |text: &str| {
+            bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+        };
         for text in [
             "this is loader",
             "this is kernel",
+            "this is control",
             "this is hello",
+            "this is machine",
             "log=debug\n",
             "guests/hello",
+            "guests/control",
+            "machines/hello.toml",
         ] {
-            assert!(
-                bytes
-                    .windows(text.len())
-                    .any(|window| window == text.as_bytes()),
-                "no {text}"
-            );
+            assert!(has(text), "no {text}");
         }
+        assert!(!has("machines/control.toml"));
     }
 }

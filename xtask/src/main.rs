@@ -9,6 +9,7 @@ mod compile;
 mod console;
 mod doctor;
 mod guard;
+mod header;
 mod image;
 mod machine;
 mod progress;
@@ -43,6 +44,8 @@ enum Task {
     Bench(bench::Options),
     /// Writes the bootable disk image
     Image(ImageOptions),
+    /// Writes the C header of the contract with guests
+    Header(HeaderOptions),
     /// Says what this machine has, what is missing and how to get it
     Doctor,
     /// Builds the kernel, the guests and the loader
@@ -82,6 +85,13 @@ struct ImageOptions {
     install: Install,
 }
 
+#[derive(Debug, Args)]
+struct HeaderOptions {
+    /// Where the header goes (default: plinth.h in the target directory)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = guard::install() {
@@ -100,6 +110,7 @@ fn main() -> ExitCode {
         Task::Image(options) => {
             image::main(options.out, &options.append, options.install.permission())
         }
+        Task::Header(options) => header::main(options.out),
         Task::Doctor => doctor::main(),
         Task::Build(install) => compile::main(install.permission()),
         Task::Check(install) => check::main(install.permission()),

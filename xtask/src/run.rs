@@ -49,7 +49,9 @@ pub struct Options {
     /// End the machine after so many seconds, with exit code 124
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
-    /// Command lines for the control guest, separated by `;`, each typed when it prompts
+    /// Command lines for the control guest, separated by `;`, each typed when it prompts, as long as none fails. The exit code
+    /// is the machine's status: behind the last command `shutdown` is typed, unless that is a `shutdown` or `reboot` itself;
+    /// at the first line that begins with `error: `, `shutdown 1` is typed instead of what is left
     #[arg(long, value_name = "COMMANDS", default_value = "")]
     pub script: String,
     /// The kernel command line, such as 'log=debug maxcpus=1'
@@ -131,16 +133,15 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         eprintln!("Ctrl-A X ends the machine");
     }
     let limit = options.timeout.map(Duration::from_secs);
-    let outcome = attend(
-        &mut machine,
-        &mut console,
-        Script::new(&options.script),
-        limit,
-    );
+    let mut script = Script::of_commands(&options.script);
+    let outcome = attend(&mut machine, &mut console, &mut script, limit);
     let status = machine.exit_status();
     machine.kill();
     drop(console);
     eprintln!();
+    if let Some(wish) = script.wish() {
+        eprintln!("the script still waited for {wish}");
+    }
     match outcome {
         Outcome::Status(status) => eprintln!("the machine ended with status {status}"),
         Outcome::TimedOut => eprintln!(
@@ -169,7 +170,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
 fn attend(
     machine: &mut Machine,
     console: &mut Console,
-    mut script: Script,
+    script: &mut Script<'_>,
     limit: Option<Duration>,
 ) -> Outcome {
     let start = Instant::now();
@@ -179,16 +180,13 @@ fn attend(
         match machine.next(TICK) {
             Event::Output(bytes) => {
                 console.show(&bytes, ours);
-                let complete = lines.push(&bytes);
-                for line in &complete {
+                for line in lines.push(&bytes) {
                     ours |= line.to_lowercase().contains("plinth");
-                    if let Some(Report::End(status)) = serial::parse(line) {
+                    if let Some(Report::End(status)) = serial::parse(&line) {
                         last_word.get_or_insert((status, Instant::now()));
                     }
                 }
-                if let Some(typed) = script.answer(complete.len(), &lines.partial()) {
-                    machine.write(typed.as_bytes());
-                }
+                machine.write(&script.answer(&bytes));
             }
             Event::Idle => {}
             Event::Ended => {
@@ -234,7 +232,7 @@ mod tests {
         attend(
             &mut machine,
             &mut Console::silent(),
-            Script::new(script),
+            &mut Script::of_commands(script),
             limit,
         )
     }
@@ -262,21 +260,25 @@ mod tests {
 
     #[test]
     fn a_script_is_typed_at_the_prompt() {
-        // The machine ends with the number that is typed second.
-        let text = "printf 'plinth> '; read -r a; printf 'done\\nplinth> '; read -r b; \
-                    echo; echo plinth: machine ends, status $(echo $b | tr -d '\\r')";
-        let text = format!(
-            "stty -icrnl 2>/dev/null; {}",
-            text.replace("read -r", "IFS= read -d \"$CR\" -r")
-        );
-        // `read -d` is bash's; a carriage return ends a typed line.
-        let text = format!(
-            "exec bash -c 'CR=$(printf \"\\r\"); {}'",
-            text.replace('\'', "'\\''")
+        // A control guest that knows two commands, and ends with what it is told. Enter is a carriage return.
+        let text = r#"exec bash -c '
+            CR=$(printf "\r")
+            while printf "plinth> "; IFS= read -d "$CR" -r command; do
+                printf "%s\r\n" "$command"
+                case $command in
+                    list) echo nothing ;;
+                    shutdown*) echo plinth: machine ends, status ${command#shutdown }; exit ;;
+                    *) echo error: no such command ;;
+                esac
+            done'"#;
+        let limit = Some(Duration::from_secs(20));
+        assert_eq!(
+            outcome(text, "list; shutdown 42", limit),
+            Outcome::Status(42)
         );
         assert_eq!(
-            outcome(&text, "one; 42", Some(Duration::from_secs(20))),
-            Outcome::Status(42)
+            outcome(text, "list; lisp; shutdown 42", limit),
+            Outcome::Status(1)
         );
     }
 

@@ -40,6 +40,8 @@ pub struct Program {
     pub package: String,
     /// The executable's name.
     pub bin: String,
+    /// The package's directory.
+    pub directory: PathBuf,
 }
 
 /// The workspace.
@@ -49,9 +51,14 @@ pub struct Workspace {
     pub root: PathBuf,
     /// Where cargo puts what it builds.
     pub target: PathBuf,
-    /// The programs under `guests/`, sorted by name.
+    /// The packages under `guests/` that are programs, sorted by name.
     pub guests: Vec<Program>,
+    /// The directories under `guests/` that hold a guest in C, a `main.c` without a package. The directory's name is the guest's.
+    pub c_guests: Vec<PathBuf>,
 }
+
+/// The source file of a guest in C.
+pub const C_SOURCE: &str = "main.c";
 
 impl Workspace {
     /// Asks cargo.
@@ -66,7 +73,9 @@ impl Workspace {
                 String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             ));
         }
-        Self::from_metadata(&output.stdout)
+        let mut workspace = Self::from_metadata(&output.stdout)?;
+        workspace.c_guests = c_guests(&workspace.root.join("guests"));
+        Ok(workspace)
     }
 
     fn from_metadata(json: &[u8]) -> Result<Self, WorkspaceError> {
@@ -92,7 +101,17 @@ impl Workspace {
             root,
             target,
             guests,
+            c_guests: Vec::new(),
         })
+    }
+
+    /// The names of all guests.
+    pub fn guest_names(&self) -> impl Iterator<Item = &str> {
+        let in_c = self.c_guests.iter().filter_map(|directory| name(directory));
+        self.guests
+            .iter()
+            .map(|guest| guest.bin.as_str())
+            .chain(in_c)
     }
 
     /// Where the private directories of running machines are.
@@ -116,7 +135,22 @@ fn guest(package: &Value, directory: &Path) -> Option<Program> {
     Some(Program {
         package: package["name"].as_str()?.to_owned(),
         bin: bin["name"].as_str()?.to_owned(),
+        directory: manifest.parent()?.to_path_buf(),
     })
+}
+
+/// The guests in C below a directory.
+fn c_guests(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join(C_SOURCE).is_file() && name(path).is_some())
+        .collect()
+}
+
+/// The last part of a path.
+pub fn name(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()
 }
 
 /// The cargo that runs this program, so that both agree on the toolchain.
@@ -183,15 +217,28 @@ mod tests {
         let program = |package: &str, bin: &str| Program {
             package: package.into(),
             bin: bin.into(),
+            directory: Path::new("/p/guests").join(bin),
         };
         assert_eq!(
             workspace.guests,
             [program("g-one", "one"), program("g-two", "two")]
         );
+        assert_eq!(workspace.guest_names().collect::<Vec<_>>(), ["one", "two"]);
         assert_eq!(
             (workspace.root, workspace.target),
             ("/p".into(), "/t".into())
         );
+    }
+
+    #[test]
+    fn guests_in_c_have_a_source_and_no_package() {
+        let parent = tempfile::tempdir().unwrap();
+        for guest in ["one", "two"] {
+            std::fs::create_dir(parent.path().join(guest)).unwrap();
+        }
+        std::fs::write(parent.path().join("two").join(C_SOURCE), "").unwrap();
+        assert_eq!(c_guests(parent.path()), [parent.path().join("two")]);
+        assert!(c_guests(&parent.path().join("nowhere")).is_empty());
     }
 
     #[test]

@@ -23,6 +23,10 @@ pub const PENDING_STOP: u32 = 1 << 1;
 pub const PENDING_NMI: u32 = 1 << 2;
 /// [`Cpu::pending`]: another CPU wants this one's attention.
 pub const PENDING_KICK: u32 = 1 << 3;
+/// [`Cpu::pending`]: nested tables have changed that this CPU may have cached.
+pub const PENDING_FLUSH: u32 = 1 << 4;
+/// [`Cpu::pending`]: a physical interrupt was noted by [`super::irq`].
+pub const PENDING_IRQ: u32 = 1 << 5;
 
 /// What the CPU knows about itself.
 #[repr(C, align(64))]

@@ -6,8 +6,9 @@
 use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::arch::asm;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use plinth_abi::Status;
 use raw_cpuid::CpuId;
 
 /// State components that this CPU has and that guests may use (XCR0).
@@ -19,10 +20,16 @@ static XSAVE: AtomicBool = AtomicBool::new(false);
 /// Whether restoring leaves the x87's pointers of whoever had the CPU before (see [`keeps_pointers`]).
 static KEEPS_POINTERS: AtomicBool = AtomicBool::new(false);
 
+/// Bits of MXCSR that may be set (SDM vol. 1 11.6.6).
+static MXCSR_MASK: AtomicU32 = AtomicU32::new(MXCSR_ALWAYS);
+const MXCSR_ALWAYS: u32 = 0xffbf;
+
 /// x87 and SSE: what FXSAVE saves.
 const LEGACY: u64 = 3;
 /// The FXSAVE area (SDM vol. 1 10.5.1).
 const FXSAVE_BYTES: usize = 512;
+/// The header behind it (SDM vol. 1 13.4.2).
+const HEADER_BYTES: usize = 64;
 /// XSAVE areas are aligned to this (SDM vol. 1 13.4).
 const ALIGNMENT: usize = 64;
 const CR0_MP: u64 = 1 << 1;
@@ -60,6 +67,9 @@ pub(super) fn init(boot_cpu: bool) {
             Ordering::Relaxed,
         );
     }
+    if boot_cpu {
+        MXCSR_MASK.store(mxcsr_mask(), Ordering::Relaxed);
+    }
     if boot_cpu && has_xsave {
         // SAFETY: leaf 0Dh exists where XSAVE does.
         let state = core::arch::x86_64::__cpuid_count(0xd, 0);
@@ -77,6 +87,19 @@ pub(super) fn init(boot_cpu: bool) {
         AREA_BYTES.store(size.max(FXSAVE_BYTES + ALIGNMENT), Ordering::Relaxed);
     } else if has_xsave && XSAVE.load(Ordering::Relaxed) {
         write_xcr0(features());
+    }
+}
+
+/// The bits of MXCSR that this CPU has.
+fn mxcsr_mask() -> u32 {
+    #[repr(C, align(16))]
+    struct Area([u8; FXSAVE_BYTES]);
+    let mut area = Area([0; FXSAVE_BYTES]);
+    // SAFETY: 512 bytes, aligned to 16.
+    unsafe { asm!("fxsave64 [{}]", in(reg) &raw mut area, options(nostack)) };
+    match word(&area.0, 28) as u32 {
+        0 => MXCSR_ALWAYS,
+        mask => mask,
     }
 }
 
@@ -139,6 +162,59 @@ impl XsaveArea {
         }
         Some(Self(pointer))
     }
+}
+
+impl XsaveArea {
+    /// Its content: what XSAVE wrote last, in the standard format.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the area is of that size, initialised, and changed only through `&mut self`.
+        unsafe { core::slice::from_raw_parts(self.0.as_ptr(), area_bytes()) }
+    }
+
+    /// Replaces its content by what `read` copies from an offset, each byte once. `supported` are the components that the guest may have.
+    ///
+    /// # Errors
+    /// `BAD_ARGUMENT` where restoring it would fault (SDM vol. 1 13.8): another component, the compacted format, reserved bits.
+    /// Any error of `read`; what lies behind the header may be new then.
+    pub fn set(
+        &mut self,
+        supported: u64,
+        read: impl Fn(usize, &mut [u8]) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        let mut legacy = [0; FXSAVE_BYTES];
+        read(0, &mut legacy)?;
+        let mxcsr = word(&legacy, 24) as u32;
+        if mxcsr & !MXCSR_MASK.load(Ordering::Relaxed) != 0 {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        let mut header = [0; HEADER_BYTES];
+        if XSAVE.load(Ordering::Relaxed) {
+            read(FXSAVE_BYTES, &mut header)?;
+            let (components, rest) = header.split_at(8);
+            if word(components, 0) & !supported != 0 || rest.iter().any(|byte| *byte != 0) {
+                return Err(Status::BAD_ARGUMENT);
+            }
+        }
+        // SAFETY: the area is of that size, initialised, and this is the only reference.
+        let area = unsafe { core::slice::from_raw_parts_mut(self.0.as_ptr(), area_bytes()) };
+        let (first, rest) = area.split_at_mut(FXSAVE_BYTES);
+        if let Some((place, rest)) = rest.split_first_chunk_mut::<HEADER_BYTES>() {
+            read(FXSAVE_BYTES + HEADER_BYTES, rest)?;
+            *place = header;
+        }
+        for (to, from) in first.iter_mut().zip(legacy) {
+            *to = from;
+        }
+        Ok(())
+    }
+}
+
+/// Eight bytes at an offset, little-endian; 0 beyond the end.
+fn word(bytes: &[u8], offset: usize) -> u64 {
+    bytes
+        .get(offset..)
+        .and_then(|rest| rest.first_chunk())
+        .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 impl Drop for XsaveArea {

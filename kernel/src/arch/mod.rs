@@ -9,6 +9,8 @@ pub mod errata;
 pub mod fpu;
 pub mod gdt;
 pub mod idt;
+mod ioapic;
+pub mod irq;
 pub mod msr;
 pub mod mtrr;
 pub mod nmi_tick;
@@ -36,11 +38,12 @@ pub fn init_boot_cpu(stack: (u64, u64)) {
     mtrr::init();
 }
 
-/// Interrupts and time, on the boot CPU: the APIC on, the old controllers off, the TSC calibrated.
+/// Interrupts and time, on the boot CPU: the APIC on, the old controllers off, the machine's lines masked, the TSC calibrated.
 pub fn init_interrupts(firmware: &Firmware) {
     pic::silence();
     apic::init(firmware);
     apic::init_cpu();
+    irq::init(firmware);
     let cpu = cpu::boot_cpu();
     cpu.set_apic_id(apic::id());
     cpu::list(cpu);

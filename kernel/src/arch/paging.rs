@@ -16,7 +16,7 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::mem::frames::{Owner, frames};
-use crate::mem::{Hpa, Hva, PAGE_SIZE, PageSize, phys};
+use crate::mem::{Hpa, Hva, PAGE_SIZE, PageSize, device, phys};
 
 /// Bytes that one entry of the level-4 table covers.
 const SLOT: u64 = 1 << 39;
@@ -194,6 +194,7 @@ pub fn map_mmio(hpa: Hpa, len: u64) -> Result<Hva, PagingError> {
         .filter(|_| len != 0)
         .ok_or(PagingError::Invalid)?;
     let pages = (end.get() - first.get()).div_ceil(PAGE_SIZE);
+    device::keep(first, pages * PAGE_SIZE);
     let mut area = AREA.lock();
     let start = area.take(pages)?;
     for offset in (0..pages).map(|page| page * PAGE_SIZE) {

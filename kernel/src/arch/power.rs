@@ -77,6 +77,7 @@ pub fn stop_others() {
 pub fn end(how: End, status: u32) -> ! {
     trap::disable_interrupts();
     stop_others();
+    log::take_serial_back();
     log::plain_line(format_args!("plinth: machine ends, status {status}"));
     log::flush();
     match how {

@@ -69,9 +69,18 @@ pub fn ns_since_boot() -> u64 {
     )
 }
 
-/// Milliseconds that `ticks` of the TSC take.
-pub fn ms_of_ticks(ticks: u64) -> u64 {
-    scale(ticks, NS_PER_TICK.load(Ordering::Relaxed)) / 1_000_000
+/// Nanoseconds that `ticks` of the TSC take.
+pub fn ns_of_ticks(ticks: u64) -> u64 {
+    scale(ticks, NS_PER_TICK.load(Ordering::Relaxed))
+}
+
+/// The TSC when [`ns_since_boot`] will be `ns`, or a little later; `u64::MAX` where that is out of reach.
+pub fn tsc_at_ns(ns: u64) -> u64 {
+    let ticks = u128::from(ns) * u128::from(tsc_hz()) / 1_000_000_000 + 1;
+    u64::try_from(ticks)
+        .ok()
+        .and_then(|ticks| ticks.checked_add(START.load(Ordering::Relaxed)))
+        .unwrap_or(u64::MAX)
 }
 
 /// TSC ticks in `us` microseconds.

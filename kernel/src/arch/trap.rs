@@ -1,6 +1,7 @@
 //! Exceptions and interrupts of the host.
 //!
-//! A handler of an interrupt sets a flag and counts, no more: the run loop looks at the flags. An exception is the kernel's
+//! A handler of an interrupt sets a flag and counts, no more: the run loop looks at the flags. Those of the machine's lines are
+//! in [`irq`]. An exception is the kernel's
 //! own fault and ends it, but for a breakpoint, and for an instruction that has an entry in the fixup table.
 
 #![allow(unsafe_code, reason = "entry stubs, and the flags of the CPU")]
@@ -9,7 +10,7 @@ use core::arch::{asm, global_asm};
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{apic, cpu, stacks, time};
+use super::{apic, cpu, irq, stacks, time};
 
 /// What the stubs save, from the lowest address up.
 #[derive(Debug)]
@@ -289,6 +290,7 @@ extern "C" fn handle(frame: &mut Frame) {
             FATAL.store(frame, Ordering::Release);
             panic!("{} in the kernel at {:#x}", frame.what(), frame.rip);
         }
+        vector if irq::interrupt(vector) => {}
         vector => {
             if me.counters.unexpected.fetch_add(1, Ordering::Relaxed) == 0 {
                 log::warn!(

@@ -41,6 +41,29 @@ pub struct InterruptOverride {
     pub flags: u16,
 }
 
+impl InterruptOverride {
+    /// What a PC without tables has (MultiProcessor Specification 1.4, chapter 5): line 0, the PIT's, is wired to input 2.
+    const PIT: Self = Self {
+        irq: 0,
+        gsi: 2,
+        flags: 0,
+    };
+}
+
+/// An I/O APIC of a machine without tables has this address on every PC (MultiProcessor Specification 1.4, 3.6.5).
+pub const DEFAULT_IO_APIC: Hpa = Hpa::new(0xfec0_0000);
+
+/// Where an ISA interrupt line arrives, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IsaLine {
+    /// The global system interrupt.
+    pub gsi: u32,
+    /// Level-triggered, else edge-triggered.
+    pub level: bool,
+    /// Active low, else active high.
+    pub active_low: bool,
+}
+
 /// A local APIC input that carries NMIs (5.2.12.7, 5.2.12.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalNmi {
@@ -112,6 +135,8 @@ pub struct Firmware {
 }
 
 const HEADER_BYTES: usize = 36;
+/// ISA interrupts.
+const ISA_IRQS: u8 = 16;
 /// Larger tables than this are taken for damage. A DSDT of a real machine has a few hundred KiB.
 const MAX_TABLE_BYTES: usize = 8 << 20;
 
@@ -166,6 +191,31 @@ impl Firmware {
         })
     }
 
+    /// Where the ISA interrupt `irq` arrives: at the GSI of its own number, by rising edges, unless an override says otherwise.
+    /// `None` for a line whose GSI carries another one, as that of the old cascade does, and from 16 on.
+    pub fn isa_line(&self, irq: u8) -> Option<IsaLine> {
+        let overrides = if self.present {
+            self.overrides.as_slice()
+        } else {
+            &[InterruptOverride::PIT]
+        };
+        if let Some(found) = overrides.iter().find(|found| found.irq == irq) {
+            // 5.2.12.5. What is reserved is taken for the bus's own way, which is that of ISA.
+            return Some(IsaLine {
+                gsi: found.gsi,
+                level: found.flags >> 2 & 3 == 3,
+                active_low: found.flags & 3 == 3,
+            });
+        }
+        let gsi = u32::from(irq);
+        let is_free = irq < ISA_IRQS && overrides.iter().all(|other| other.gsi != gsi);
+        is_free.then_some(IsaLine {
+            gsi,
+            level: false,
+            active_low: false,
+        })
+    }
+
     /// 5.2.12: the processors and interrupt controllers.
     fn madt(&mut self, table: &[u8]) {
         let mut rest = table.get(44..).unwrap_or_default();
@@ -193,16 +243,27 @@ impl Firmware {
                     self.processor(apic_id, uid, u32_at(entry, 4)?);
                 }
             }
-            1 => self.io_apics.push(IoApic {
-                id: *entry.get(2)?,
-                address: Hpa::new(u64::from(u32_at(entry, 4)?)),
-                gsi_base: u32_at(entry, 8)?,
-            }),
-            2 => self.overrides.push(InterruptOverride {
-                irq: *entry.get(3)?,
-                gsi: u32_at(entry, 4)?,
-                flags: u16_at(entry, 8)?,
-            }),
+            1 => {
+                let address = u32_at(entry, 4)?;
+                if address != 0 {
+                    self.io_apics.push(IoApic {
+                        id: *entry.get(2)?,
+                        address: Hpa::new(u64::from(address)),
+                        gsi_base: u32_at(entry, 8)?,
+                    });
+                }
+            }
+            2 => {
+                let (bus, irq) = (*entry.get(2)?, *entry.get(3)?);
+                // Bus 0 is ISA; there is no other.
+                if bus == 0 && irq < ISA_IRQS {
+                    self.overrides.push(InterruptOverride {
+                        irq,
+                        gsi: u32_at(entry, 4)?,
+                        flags: u16_at(entry, 8)?,
+                    });
+                }
+            }
             4 => {
                 let uid = *entry.get(2)?;
                 self.local_nmis.push(LocalNmi {

@@ -43,7 +43,13 @@ fn madt() -> Vec<u8> {
     // The first one again.
     body.extend_from_slice(&[9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     body.extend_from_slice(&[1, 12, 5, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0]);
+    // One that is nowhere.
+    body.extend_from_slice(&[1, 12, 6, 0, 0, 0, 0, 0, 48, 0, 0, 0]);
     body.extend_from_slice(&[2, 10, 0, 0, 2, 0, 0, 0, 0x0d, 0]);
+    // An override of another bus, one of a line that does not exist, and one cut short.
+    body.extend_from_slice(&[2, 10, 1, 5, 5, 0, 0, 0, 0x0f, 0]);
+    body.extend_from_slice(&[2, 10, 0, 16, 6, 0, 0, 0, 0x0f, 0]);
+    body.extend_from_slice(&[2, 9, 0, 7, 7, 0, 0, 0, 0x0f]);
     body.extend_from_slice(&[4, 6, 0xff, 0, 0, 1]);
     body.extend_from_slice(&[10, 12, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
     sdt(b"APIC", &body)
@@ -146,6 +152,47 @@ fn interrupt_controllers_are_read() {
             }
         ]
     );
+}
+
+#[test]
+fn isa_lines_arrive_where_the_firmware_says() {
+    let line = |gsi, level, active_low| {
+        Some(IsaLine {
+            gsi,
+            level,
+            active_low,
+        })
+    };
+    let mut facts = firmware(memory(2));
+    assert_eq!(facts.isa_line(0), line(2, true, false), "flags 0xd");
+    assert_eq!(facts.isa_line(1), line(1, false, false), "no override");
+    assert_eq!(facts.isa_line(2), None, "its GSI is line 0's");
+    assert_eq!(facts.isa_line(15), line(15, false, false));
+    assert_eq!(facts.isa_line(16), None);
+    for (flags, level, active_low) in [
+        (0x0, false, false),
+        (0x5, false, false),
+        (0x7, false, true),
+        (0xf, true, true),
+        // Reserved values of both fields.
+        (0xa, false, false),
+    ] {
+        facts.overrides[0] = InterruptOverride {
+            irq: 9,
+            gsi: 20,
+            flags,
+        };
+        assert_eq!(facts.isa_line(9), line(20, level, active_low), "{flags:#x}");
+    }
+    assert_eq!(
+        facts.isa_line(0),
+        line(0, false, false),
+        "tables without an override of line 0"
+    );
+    let none = Firmware::default();
+    assert_eq!(none.isa_line(0), line(2, false, false));
+    assert_eq!(none.isa_line(2), None);
+    assert_eq!(none.isa_line(4), line(4, false, false));
 }
 
 #[test]

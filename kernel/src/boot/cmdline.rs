@@ -21,14 +21,14 @@ pub struct Options<'a> {
     pub log: LevelFilter,
     /// `panic=`: what follows a panic.
     pub panic: End,
-    /// `end=`: what follows the end of the last guest.
+    /// `end=`: what follows the end of the first domain.
     pub end: End,
     /// `maxcpus=`: how many CPUs are brought up at most; at least 1.
     pub maxcpus: u32,
     /// `test=`: the machine-test scenario to run.
     pub test: Option<&'a str>,
-    /// `guests=`: names of the modules to start, comma-separated.
-    pub guests: Option<&'a str>,
+    /// `root=`: the guest that becomes the first domain, instead of the control guest.
+    pub root: Option<&'a str>,
 }
 
 impl Options<'_> {
@@ -39,7 +39,7 @@ impl Options<'_> {
         end: End::PowerOff,
         maxcpus: u32::MAX,
         test: None,
-        guests: None,
+        root: None,
     };
 }
 
@@ -62,7 +62,9 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
         "end" => options.end = end(value)?,
         "maxcpus" => options.maxcpus = value.parse().ok().filter(|&count| count > 0)?,
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
-        "guests" => options.guests = Some(value),
+        "root" => options.root = Some(value).filter(|name| !name.is_empty()),
+        // These are the first domain's own.
+        "guests" | "parallel" | "domains" => {}
         _ => return None,
     }
     Some(())
@@ -120,7 +122,8 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let options = quiet("log=trace panic=halt end=reboot maxcpus=3 test=cpu guests=a,b\n");
+        let options =
+            quiet("log=trace panic=halt end=reboot maxcpus=3 test=cpu root=a guests=a,b\n");
         assert_eq!(
             options,
             Options {
@@ -129,7 +132,7 @@ mod tests {
                 end: End::Reboot,
                 maxcpus: 3,
                 test: Some("cpu"),
-                guests: Some("a,b"),
+                root: Some("a"),
             }
         );
     }

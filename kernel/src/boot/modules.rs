@@ -55,10 +55,17 @@ impl Name {
 }
 
 static MODULES: Once<Modules<'static>> = Once::new();
+static ARCHIVE: Once<&'static [u8]> = Once::new();
 
 /// Keeps the archive in `bytes` as the one of this boot.
 pub fn init(bytes: &'static [u8]) -> &'static Modules<'static> {
+    ARCHIVE.call_once(|| bytes);
     MODULES.call_once(|| Modules::new(bytes))
+}
+
+/// The archive itself; empty before [`init`].
+pub fn archive() -> &'static [u8] {
+    ARCHIVE.get().copied().unwrap_or_default()
 }
 
 /// The modules of this boot; none before [`init`].

@@ -234,8 +234,8 @@ impl Cursor<'_> {
     }
 }
 
-/// Sign-extends the low `size` bytes of `value`.
-pub(super) const fn sign_extend(value: u64, size: u8) -> u64 {
+/// Sign-extends the low `size` bytes of `value` to 64 bits.
+pub const fn sign_extend(value: u64, size: u8) -> u64 {
     match size {
         1 => value as u8 as i8 as i64 as u64,
         2 => value as u16 as i16 as i64 as u64,

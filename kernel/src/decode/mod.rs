@@ -18,7 +18,8 @@ mod tests;
 pub use instruction::{
     Alu, BitOperation, Instruction, Operation, Port, StringKind, bit_displacement,
 };
-pub use operand::{Memory, Operand, Register, Segment};
+pub use layout::sign_extend;
+pub use operand::{Memory, Operand, Register, Segment, mask};
 pub use prefix::{Prefixes, Repeat};
 
 use layout::Layout;

@@ -55,7 +55,7 @@ impl Register {
 }
 
 /// The bits of an operand of `size` bytes; all 64 for 8 and above.
-pub(super) const fn mask(size: u8) -> u64 {
+pub const fn mask(size: u8) -> u64 {
     match size {
         1 => 0xff,
         2 => 0xffff,

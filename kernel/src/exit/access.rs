@@ -6,7 +6,7 @@ use super::{Next, raise};
 use crate::decode;
 use crate::mem::walk::{Intent, PageFault, Paging, WalkError};
 use crate::mem::{Gpa, PAGE_SIZE};
-use crate::object::{Ending, Vcpu};
+use crate::object::{Context, Ending};
 use crate::virt::event::vector;
 use crate::virt::exit::NestedFault;
 use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
@@ -31,7 +31,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// What follows from it.
-    pub(super) fn next<V: Vendor>(self, vcpu: &mut Vcpu<V>) -> Next {
+    pub(super) fn next<V: Vendor>(self, vcpu: &mut Context<V>) -> Next {
         match self {
             Self::Exception(event) => raise(vcpu, event),
             Self::PageFault(fault) => {
@@ -84,7 +84,7 @@ const EFER_LMA: u64 = 1 << 10;
 const RFLAGS_AC: u64 = 1 << 18;
 
 /// The size of the code that is executing.
-pub(super) fn code_size<V: Vendor>(vcpu: &Vcpu<V>, cs: &Segment) -> CodeSize {
+pub(super) fn code_size<V: Vendor>(vcpu: &Context<V>, cs: &Segment) -> CodeSize {
     if vcpu.hw.efer() & EFER_LMA != 0 && cs.is_long() {
         CodeSize::Bits64
     } else if cs.is_default_32() {
@@ -95,7 +95,7 @@ pub(super) fn code_size<V: Vendor>(vcpu: &Vcpu<V>, cs: &Segment) -> CodeSize {
 }
 
 /// What rules the walk of the guest's own page tables.
-fn paging<V: Vendor>(vcpu: &Vcpu<V>) -> Paging {
+fn paging<V: Vendor>(vcpu: &Context<V>) -> Paging {
     let [_, _, _, edx] = vcpu.cpuid(0x8000_0001, 0);
     let [eax, ..] = vcpu.cpuid(0x8000_0008, 0);
     Paging {
@@ -112,13 +112,15 @@ fn paging<V: Vendor>(vcpu: &Vcpu<V>) -> Paging {
 
 /// The guest-physical address behind a linear one.
 pub(super) fn translate<V: Vendor>(
-    vcpu: &Vcpu<V>,
+    vcpu: &Context<V>,
     linear: u64,
     intent: Intent,
 ) -> Result<Gpa, Fault> {
     let paging = paging(vcpu);
+    let unmapped = WalkError::Unreachable(Gpa::new(0));
     vcpu.domain
-        .with_memory(|memory| paging.walk(&memory.view(), linear, intent))
+        .with_space(|space| paging.walk(&space.view(), linear, intent))
+        .unwrap_or(Err(unmapped))
         .map_err(|why| match why {
             WalkError::PageFault(fault) => Fault::PageFault(fault),
             WalkError::NotCanonical => Fault::Exception(Event::GP0),
@@ -139,7 +141,7 @@ pub(super) const fn to_page_end(linear: u64) -> usize {
 
 /// Reads at `linear` into `out`, which does not reach beyond the page.
 pub(super) fn read_in_page<V: Vendor>(
-    vcpu: &Vcpu<V>,
+    vcpu: &Context<V>,
     linear: u64,
     out: &mut [u8],
     intent: Intent,
@@ -156,7 +158,7 @@ pub(super) fn read_in_page<V: Vendor>(
 }
 
 /// Writes `bytes` at `linear`. Both pages are translated before either is written, so that a fault leaves nothing half done.
-pub(super) fn write<V: Vendor>(vcpu: &Vcpu<V>, linear: u64, bytes: &[u8]) -> Result<(), Fault> {
+pub(super) fn write<V: Vendor>(vcpu: &Context<V>, linear: u64, bytes: &[u8]) -> Result<(), Fault> {
     let (first, second) = bytes.split_at(bytes.len().min(to_page_end(linear)));
     let at = translate(vcpu, linear, Intent::Write)?;
     let rest = match second {
@@ -179,7 +181,7 @@ pub(super) fn write<V: Vendor>(vcpu: &Vcpu<V>, linear: u64, bytes: &[u8]) -> Res
 }
 
 /// Reads at `linear`, across a page's end as well.
-pub(super) fn read<V: Vendor>(vcpu: &Vcpu<V>, linear: u64, out: &mut [u8]) -> Result<(), Fault> {
+pub(super) fn read<V: Vendor>(vcpu: &Context<V>, linear: u64, out: &mut [u8]) -> Result<(), Fault> {
     let (first, second) = out.split_at_mut(out.len().min(to_page_end(linear)));
     read_in_page(vcpu, linear, first, Intent::Read)?;
     if second.is_empty() {

@@ -5,14 +5,14 @@ use super::access::{self, Fault};
 use super::{Next, instruction, raise};
 use crate::arch::fpu;
 use crate::decode::{Operand, Operation};
-use crate::object::Vcpu;
+use crate::object::Context;
 use crate::rules::GeneralProtection;
 use crate::rules::cr::{self, ControlState, Effect};
 use crate::virt::exit::ControlRegister;
 use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
 
 /// RAX to R15 by encoding, RSP among them.
-fn gpr<V: Vendor>(vcpu: &Vcpu<V>, number: u8) -> u64 {
+fn gpr<V: Vendor>(vcpu: &Context<V>, number: u8) -> u64 {
     const RSP: u8 = 4;
     if number == RSP {
         vcpu.hw.rsp()
@@ -21,7 +21,7 @@ fn gpr<V: Vendor>(vcpu: &Vcpu<V>, number: u8) -> u64 {
     }
 }
 
-fn set_gpr<V: Vendor>(vcpu: &mut Vcpu<V>, number: u8, value: u64) {
+fn set_gpr<V: Vendor>(vcpu: &mut Context<V>, number: u8, value: u64) {
     const RSP: u8 = 4;
     if number == RSP {
         vcpu.hw.set_rsp(value);
@@ -31,7 +31,7 @@ fn set_gpr<V: Vendor>(vcpu: &mut Vcpu<V>, number: u8, value: u64) {
 }
 
 /// What decides which writes are legal.
-pub(super) fn state<V: Vendor>(vcpu: &Vcpu<V>) -> ControlState {
+pub(super) fn state<V: Vendor>(vcpu: &Context<V>) -> ControlState {
     let tss_type = vcpu.hw.segment(SegmentName::Tr).attributes & 0xf;
     ControlState {
         cr0: vcpu.hw.cr0(),
@@ -44,7 +44,7 @@ pub(super) fn state<V: Vendor>(vcpu: &Vcpu<V>) -> ControlState {
 }
 
 /// Serves an access to a control register.
-pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: ControlRegister) -> Next {
+pub(super) fn handle<V: Vendor>(vcpu: &mut Context<V>, access: ControlRegister) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,
@@ -78,7 +78,7 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: ControlRegister) -> 
 }
 
 /// The value of a general register as a MOV to a control register takes it: 32 bits outside 64-bit mode.
-fn operand<V: Vendor>(vcpu: &Vcpu<V>, number: u8) -> u64 {
+fn operand<V: Vendor>(vcpu: &Context<V>, number: u8) -> u64 {
     let value = gpr(vcpu, number);
     if state(vcpu).in_64_bit_mode() {
         value
@@ -88,7 +88,7 @@ fn operand<V: Vendor>(vcpu: &Vcpu<V>, number: u8) -> u64 {
 }
 
 /// Decodes the instruction that accessed a control register, and does it.
-fn undecoded<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<Result<(), Fault>, Next> {
+fn undecoded<V: Vendor>(vcpu: &mut Context<V>) -> Result<Result<(), Fault>, Next> {
     let insn = instruction::decoded(vcpu)?;
     Ok(match insn.operation {
         Operation::WriteControl { control, register } => {
@@ -117,9 +117,9 @@ fn undecoded<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<Result<(), Fault>, Next> {
     })
 }
 
-fn write<V: Vendor>(vcpu: &mut Vcpu<V>, register: u8, value: u64) -> Result<(), Fault> {
+fn write<V: Vendor>(vcpu: &mut Context<V>, register: u8, value: u64) -> Result<(), Fault> {
     let now = state(vcpu);
-    let features = vcpu.domain.cpuid.features();
+    let features = vcpu.cpuid.features();
     match register {
         0 => {
             let effect = cr::write_cr0(value, &now)?;
@@ -139,7 +139,7 @@ fn write<V: Vendor>(vcpu: &mut Vcpu<V>, register: u8, value: u64) -> Result<(), 
     }
 }
 
-fn read<V: Vendor>(vcpu: &mut Vcpu<V>, register: u8, number: u8) -> Result<(), Fault> {
+fn read<V: Vendor>(vcpu: &mut Context<V>, register: u8, number: u8) -> Result<(), Fault> {
     let value = match register {
         0 => vcpu.hw.cr0(),
         4 => vcpu.hw.cr4(),
@@ -150,25 +150,25 @@ fn read<V: Vendor>(vcpu: &mut Vcpu<V>, register: u8, number: u8) -> Result<(), F
     Ok(())
 }
 
-fn clts<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<(), Fault> {
+fn clts<V: Vendor>(vcpu: &mut Context<V>) -> Result<(), Fault> {
     let value = cr::clts(&state(vcpu));
     vcpu.hw.set_cr0(value);
     Ok(())
 }
 
-fn lmsw<V: Vendor>(vcpu: &mut Vcpu<V>, operand: u16) -> Result<(), Fault> {
+fn lmsw<V: Vendor>(vcpu: &mut Context<V>, operand: u16) -> Result<(), Fault> {
     let effect = cr::lmsw(operand, &state(vcpu))?;
     apply_cr0(vcpu, &effect)
 }
 
-fn apply_cr0<V: Vendor>(vcpu: &mut Vcpu<V>, effect: &Effect) -> Result<(), Fault> {
+fn apply_cr0<V: Vendor>(vcpu: &mut Context<V>, effect: &Effect) -> Result<(), Fault> {
     load_pdptes(vcpu, effect, vcpu.hw.cr3())?;
     vcpu.hw.set_cr0(effect.value);
     Ok(())
 }
 
 /// Loads the four top entries of PAE paging where the write asks for it (SDM vol. 3 5.4.1).
-fn load_pdptes<V: Vendor>(vcpu: &mut Vcpu<V>, effect: &Effect, cr3: u64) -> Result<(), Fault> {
+fn load_pdptes<V: Vendor>(vcpu: &mut Context<V>, effect: &Effect, cr3: u64) -> Result<(), Fault> {
     if !effect.load_pdptes {
         return Ok(());
     }
@@ -187,14 +187,14 @@ fn load_pdptes<V: Vendor>(vcpu: &mut Vcpu<V>, effect: &Effect, cr3: u64) -> Resu
 }
 
 /// XSETBV (SDM vol. 2): CPL 0 was checked by the CPU, except under SVM, where the intercept comes first.
-pub(super) fn xsetbv<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+pub(super) fn xsetbv<V: Vendor>(vcpu: &mut Context<V>) -> Next {
     const OSXSAVE: u64 = 1 << 18;
     if vcpu.hw.cr4() & OSXSAVE == 0 {
         return raise(vcpu, Event::UD);
     }
     let gprs = vcpu.hw.gprs();
     let (index, value) = (gprs.rcx as u32, gprs.edx_eax());
-    let supported = vcpu.domain.cpuid.features().xcr0;
+    let supported = vcpu.cpuid.features().xcr0;
     match cr::write_xcr0(value, supported) {
         Ok(value) if index == 0 && vcpu.hw.cpl() == 0 => {
             if let Err(next) = instruction::skip(vcpu) {

@@ -1,12 +1,12 @@
 //! CPUID.
 
 use super::{Next, instruction};
-use crate::object::Vcpu;
+use crate::object::Context;
 use crate::virt::{Vcpu as _, Vendor};
 
 /// Answers from the domain's table. All four registers are written as 32-bit values: their upper halves become zero.
 #[inline(always)]
-pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+pub(super) fn handle<V: Vendor>(vcpu: &mut Context<V>) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,

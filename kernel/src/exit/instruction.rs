@@ -3,9 +3,9 @@
 use super::Next;
 use super::access::{self, CodeSize, Fault};
 use crate::decode::{self, DecodeError, MAX_LENGTH, Mode};
-use crate::mem::domain::Window;
+use crate::mem::Window;
 use crate::mem::walk::Intent;
-use crate::object::{Ending, Vcpu};
+use crate::object::{Context, Ending};
 use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
 
 /// Instructions that the cache remembers. A power of two.
@@ -52,7 +52,7 @@ impl LengthCache {
 /// # Errors
 /// What happens instead, where its length cannot be told.
 #[inline(always)]
-pub fn skip<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<(), Next> {
+pub fn skip<V: Vendor>(vcpu: &mut Context<V>) -> Result<(), Next> {
     let length = length(vcpu)?;
     vcpu.hw.skip(length);
     Ok(())
@@ -64,7 +64,7 @@ pub fn skip<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<(), Next> {
 /// # Errors
 /// As [`skip`].
 #[inline(always)]
-pub(super) fn length<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u8, Next> {
+pub(super) fn length<V: Vendor>(vcpu: &mut Context<V>) -> Result<u8, Next> {
     match vcpu.hw.instruction_length() {
         Some(length) => Ok(length),
         None => match vcpu.lengths.find(vcpu.hw.rip(), vcpu.hw.cr3()) {
@@ -76,7 +76,7 @@ pub(super) fn length<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u8, Next> {
 
 /// Moves past it, and then does `next`.
 #[inline(always)]
-pub(super) fn skip_and<V: Vendor>(vcpu: &mut Vcpu<V>, next: Next) -> Next {
+pub(super) fn skip_and<V: Vendor>(vcpu: &mut Context<V>, next: Next) -> Next {
     match skip(vcpu) {
         Ok(()) => next,
         Err(instead) => instead,
@@ -85,7 +85,7 @@ pub(super) fn skip_and<V: Vendor>(vcpu: &mut Vcpu<V>, next: Next) -> Next {
 
 /// Decodes the length, and remembers it.
 #[inline(never)]
-fn decoded_length<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u8, Next> {
+fn decoded_length<V: Vendor>(vcpu: &mut Context<V>) -> Result<u8, Next> {
     let bytes = fetch(vcpu).map_err(|fault| fault.next(vcpu))?;
     let length = decode::length(bytes.as_slice(), bytes.mode).map_err(|why| refused(vcpu, why))?;
     remember(vcpu, &bytes, length);
@@ -93,13 +93,13 @@ fn decoded_length<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u8, Next> {
 }
 
 /// What the exiting instruction is, from its bytes.
-pub(super) fn decoded<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<decode::Instruction, Next> {
+pub(super) fn decoded<V: Vendor>(vcpu: &mut Context<V>) -> Result<decode::Instruction, Next> {
     let bytes = fetch(vcpu).map_err(|fault| fault.next(vcpu))?;
     decode::decode(bytes.as_slice(), bytes.mode).map_err(|why| refused(vcpu, why))
 }
 
 /// Bytes that exited and make no instruction: another CPU has changed them meanwhile, or the CPU knows more than Plinth.
-fn refused<V: Vendor>(vcpu: &mut Vcpu<V>, why: DecodeError) -> Next {
+fn refused<V: Vendor>(vcpu: &mut Context<V>, why: DecodeError) -> Next {
     match why {
         DecodeError::TooLong => super::raise(vcpu, Event::GP0),
         DecodeError::Invalid => super::raise(vcpu, Event::UD),
@@ -122,7 +122,7 @@ impl Fetched {
 }
 
 /// The linear address of RIP, and how code is read there.
-fn position<V: Vendor>(vcpu: &Vcpu<V>) -> (u64, Mode) {
+fn position<V: Vendor>(vcpu: &Context<V>) -> (u64, Mode) {
     let cs = vcpu.hw.segment(SegmentName::Cs);
     let rip = vcpu.hw.rip();
     match access::code_size(vcpu, &cs) {
@@ -133,7 +133,7 @@ fn position<V: Vendor>(vcpu: &Vcpu<V>) -> (u64, Mode) {
 }
 
 /// Reads the bytes at RIP: to the end of the page, and on the next page only as much as the instruction needs.
-fn fetch<V: Vendor>(vcpu: &Vcpu<V>) -> Result<Fetched, Fault> {
+fn fetch<V: Vendor>(vcpu: &Context<V>) -> Result<Fetched, Fault> {
     let (linear, mode) = position(vcpu);
     let mut fetched = Fetched {
         bytes: [0; MAX_LENGTH],
@@ -159,7 +159,7 @@ fn fetch<V: Vendor>(vcpu: &Vcpu<V>) -> Result<Fetched, Fault> {
 }
 
 /// Puts a length into the cache, if the instruction and the seven bytes behind its first lie in one page.
-fn remember<V: Vendor>(vcpu: &mut Vcpu<V>, fetched: &Fetched, length: u8) {
+fn remember<V: Vendor>(vcpu: &mut Context<V>, fetched: &Fetched, length: u8) {
     const WINDOW: usize = size_of::<u64>();
     if usize::from(length) > WINDOW || access::to_page_end(fetched.linear) < WINDOW {
         return;
@@ -167,7 +167,8 @@ fn remember<V: Vendor>(vcpu: &mut Vcpu<V>, fetched: &Fetched, length: u8) {
     let Ok(gpa) = access::translate(vcpu, fetched.linear, Intent::Fetch) else {
         return;
     };
-    let Some(window) = vcpu.domain.with_memory(|memory| memory.window(gpa)) else {
+    let window = vcpu.domain.with_space(|space| space.window(gpa)).flatten();
+    let Some(window) = window else {
         return;
     };
     let mask = u64::MAX >> (64 - 8 * u32::from(length));

@@ -2,36 +2,34 @@
 //!
 //! A port that nobody claims behaves like an empty place on a PC's bus: reads give all ones, writes are swallowed.
 
-use super::{Next, instruction, string};
-use crate::object::Vcpu;
+use super::{Next, claimed, instruction, string};
+use crate::object::{Context, Run};
 use crate::virt::exit::Io;
 use crate::virt::{Vcpu as _, Vendor};
 
 /// Serves an access to a port.
-pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
+pub(super) fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, access: Io) -> Next {
     if access.string {
-        return string::handle(vcpu, access);
+        return string::handle(vcpu, run, access);
     }
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,
     };
+    if let Some(next) = claimed::port(vcpu, run, access, length) {
+        return next;
+    }
+    finish(vcpu, access, length, u64::MAX)
+}
+
+/// Ends an access to a port that gave `value`.
+pub(super) fn finish<V: Vendor>(vcpu: &mut Context<V>, access: Io, length: u8, value: u64) -> Next {
     if access.input {
-        let value = read_unclaimed(access.size);
         let gprs = vcpu.hw.gprs_mut();
-        gprs.rax = merge(gprs.rax, value, access.size);
+        gprs.rax = merge(gprs.rax, value as u32, access.size);
     }
     vcpu.hw.skip(length);
     Next::Resume
-}
-
-/// What a read of `size` bytes (1, 2 or 4) gives at a port that nobody claims.
-pub(super) const fn read_unclaimed(size: u8) -> u32 {
-    match size {
-        1 => 0xff,
-        2 => 0xffff,
-        _ => u32::MAX,
-    }
 }
 
 /// RAX after IN: 8- and 16-bit operands leave the upper bits, 32-bit ones clear them (SDM vol. 1 3.4.1.1).

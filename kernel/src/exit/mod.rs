@@ -4,57 +4,64 @@
 //! cannot fail but by ending the guest: a guest's error is its own.
 
 mod access;
+mod claimed;
 mod control;
 mod cpuid;
 mod instruction;
 mod io;
+mod mmio;
 mod msr;
 mod string;
 
+pub use claimed::{Completion, complete};
 pub use instruction::{LengthCache, skip};
 
 use crate::hypercall;
-use crate::object::{Ending, Vcpu};
+use crate::object::{Context, Ending, Run, Waiting};
 use crate::trace::Counter;
 use crate::virt::exit::{Exit, Instruction};
 use crate::virt::{Event, Vcpu as _, Vendor};
 
 /// What a handler wants to happen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Next {
     /// Enter the guest again.
     Resume,
     /// Enter it again, but let others of its CPU go first.
     Yield,
-    /// It waits for an event.
-    Block,
+    /// It waits for something.
+    Wait(Waiting),
     /// It is over.
     End(Ending),
 }
 
 /// Serves an exit, and says which counter it belongs to.
 #[inline(always)]
-pub fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, exit: Exit) -> (Counter, Next) {
+pub fn handle<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    exit: Exit,
+) -> (Counter, Next) {
     match exit {
         Exit::Host => (Counter::Host, Next::Resume),
-        Exit::Hypercall => (Counter::Hypercall, hypercall::handle(vcpu)),
+        Exit::Hypercall => (Counter::Hypercall, hypercall::handle(vcpu, run)),
         Exit::Cpuid => (Counter::Cpuid, cpuid::handle(vcpu)),
-        other => rare(vcpu, other),
+        other => rare(vcpu, run, other),
     }
 }
 
 /// The exits that need not be fast yet, kept out of the run loop's code.
 #[inline(never)]
-fn rare<V: Vendor>(vcpu: &mut Vcpu<V>, exit: Exit) -> (Counter, Next) {
+fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (Counter, Next) {
     match exit {
-        Exit::Host | Exit::Hypercall | Exit::Cpuid => handle(vcpu, exit),
-        Exit::Halt => (Counter::Halt, instruction::skip_and(vcpu, Next::Block)),
+        Exit::Host | Exit::Hypercall | Exit::Cpuid => handle(vcpu, run, exit),
+        Exit::Halt => (Counter::Halt, halt(vcpu, run)),
         Exit::Pause => (Counter::Pause, instruction::skip_and(vcpu, Next::Yield)),
-        Exit::Io(access) => (Counter::Io, io::handle(vcpu, access)),
+        Exit::Io(access) => (Counter::Io, io::handle(vcpu, run, access)),
         Exit::ReadMsr => (Counter::Msr, msr::read(vcpu)),
         Exit::WriteMsr => (Counter::Msr, msr::write(vcpu)),
         Exit::ControlRegister(access) => (Counter::ControlRegister, control::handle(vcpu, access)),
-        Exit::NestedFault(fault) => (Counter::NestedFault, Next::End(Ending::NestedFault(fault))),
+        Exit::NestedFault(fault) => claimed::nested_fault(vcpu, run, fault),
         Exit::NestedMisconfiguration(gpa) => (
             Counter::NestedFault,
             Next::End(Ending::NestedMisconfiguration(gpa)),
@@ -64,7 +71,10 @@ fn rare<V: Vendor>(vcpu: &mut Vcpu<V>, exit: Exit) -> (Counter, Next) {
         Exit::TaskSwitch { selector } => {
             (Counter::Other, Next::End(Ending::TaskSwitch { selector }))
         }
-        Exit::InterruptWindow => (Counter::InterruptWindow, Next::Resume),
+        Exit::InterruptWindow => {
+            vcpu.deliver_interrupt(run.vcpu);
+            (Counter::InterruptWindow, Next::Resume)
+        }
         Exit::TripleFault => (Counter::Other, Next::End(Ending::TripleFault)),
         Exit::EntryFailed(failure) => (Counter::Other, Next::End(Ending::EntryFailed(failure))),
         Exit::Unexpected { code, info1, info2 } => (
@@ -74,8 +84,20 @@ fn rare<V: Vendor>(vcpu: &mut Vcpu<V>, exit: Exit) -> (Counter, Next) {
     }
 }
 
+/// HLT: waits for an interrupt, if one can come. There is nothing else that could wake it.
+fn halt<V: Vendor>(vcpu: &mut Context<V>, run: &Run<'_, V>) -> Next {
+    const IF: u64 = 1 << 9;
+    let wakes = vcpu.hw.rflags() & IF != 0 && run.vcpu.can_be_interrupted();
+    let next = if wakes {
+        Next::Wait(Waiting::Interrupt)
+    } else {
+        Next::End(Ending::Halted)
+    };
+    instruction::skip_and(vcpu, next)
+}
+
 /// Instructions that exit whatever the guest meant by them.
-fn instruction_exit<V: Vendor>(vcpu: &mut Vcpu<V>, which: Instruction) -> Next {
+fn instruction_exit<V: Vendor>(vcpu: &mut Context<V>, which: Instruction) -> Next {
     match which {
         // The guest's memory is coherent with every device and CPU that Plinth lets near it: there is nothing to write
         // back, and throwing away dirty lines (INVD) would throw away the host's, too.
@@ -94,7 +116,11 @@ fn instruction_exit<V: Vendor>(vcpu: &mut Vcpu<V>, which: Instruction) -> Next {
 }
 
 /// Makes the guest take an exception.
-pub fn raise<V: Vendor>(vcpu: &mut Vcpu<V>, event: Event) -> Next {
+pub fn raise<V: Vendor>(vcpu: &mut Context<V>, event: Event) -> Next {
+    // An interrupt whose delivery the exception cuts short comes again after it.
+    if let Some(vector) = vcpu.hw.withdraw_interrupt() {
+        vcpu.returned_interrupt = Some(vector);
+    }
     if vcpu.hw.inject(event) {
         Next::Resume
     } else {

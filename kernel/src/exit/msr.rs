@@ -5,9 +5,9 @@ use core::marker::PhantomData;
 use super::{Next, control, instruction, raise};
 use crate::arch::msr::Msr;
 use crate::arch::time;
-use crate::object::Vcpu;
+use crate::object::Context;
 use crate::rules::cr::ControlState;
-use crate::rules::msr::{self, Context};
+use crate::rules::msr::{self, Context as Rules};
 use crate::virt::{Event, Vcpu as VendorVcpu, Vendor};
 
 /// The part of a vCPU that the rules need.
@@ -17,7 +17,7 @@ struct View<'a, V: Vendor> {
     vendor: PhantomData<V>,
 }
 
-impl<V: Vendor> Context for View<'_, V> {
+impl<V: Vendor> Rules for View<'_, V> {
     fn control(&self) -> ControlState {
         self.control
     }
@@ -44,7 +44,7 @@ impl<V: Vendor> Context for View<'_, V> {
 }
 
 /// RDMSR. The CPU has checked CPL 0, under SVM too: its bitmap is consulted after the check.
-pub(super) fn read<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+pub(super) fn read<V: Vendor>(vcpu: &mut Context<V>) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,
@@ -55,7 +55,7 @@ pub(super) fn read<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
         hw: &mut vcpu.hw,
         vendor: PhantomData,
     };
-    match msr::read(number, &vcpu.msrs, vcpu.domain.cpuid.features(), &view) {
+    match msr::read(number, &vcpu.msrs, vcpu.cpuid.features(), &view) {
         Ok(value) => {
             vcpu.hw.gprs_mut().set_edx_eax(value);
             vcpu.hw.skip(length);
@@ -66,7 +66,7 @@ pub(super) fn read<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
 }
 
 /// WRMSR.
-pub(super) fn write<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
+pub(super) fn write<V: Vendor>(vcpu: &mut Context<V>) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,
@@ -83,7 +83,7 @@ pub(super) fn write<V: Vendor>(vcpu: &mut Vcpu<V>) -> Next {
         number,
         value,
         &mut vcpu.msrs,
-        vcpu.domain.cpuid.features(),
+        vcpu.cpuid.features(),
         &mut view,
     ) {
         Ok(()) => {

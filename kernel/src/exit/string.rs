@@ -1,13 +1,13 @@
-//! INS and OUTS, with and without REP, on ports that nobody claims.
+//! INS and OUTS, with and without REP.
 //!
 //! The registers advance with every element, as on a CPU: an element that faults, or the end of what one exit may do,
 //! leaves the guest at the same instruction with the rest to do.
 
 use plinth_abi::Segment;
 
-use super::access::{self, CodeSize};
-use super::{Next, instruction, io, raise};
-use crate::object::Vcpu;
+use super::access::{self, CodeSize, Fault};
+use super::{Next, claimed, instruction};
+use crate::object::{Context, Run};
 use crate::virt::event::vector;
 use crate::virt::exit::Io;
 use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
@@ -20,7 +20,7 @@ const TRAP: u64 = 1 << 8;
 const DIRECTION: u64 = 1 << 10;
 
 /// The registers that string instructions use, by address size.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Width {
     mask: u64,
 }
@@ -46,87 +46,150 @@ impl Width {
     }
 }
 
-/// Serves INS or OUTS.
-pub(super) fn handle<V: Vendor>(vcpu: &mut Vcpu<V>, access: Io) -> Next {
-    let insn = match instruction::decoded(vcpu) {
-        Ok(insn) => insn,
-        Err(next) => return next,
-    };
-    let code = access::code_size(vcpu, &vcpu.hw.segment(SegmentName::Cs));
-    let width = Width::new(insn.address_size);
-    let name = match (access.input, insn.prefixes.segment) {
-        (true, _) => SegmentName::Es,
-        (false, None) => SegmentName::Ds,
-        (false, Some(segment)) => access::segment_name(segment),
-    };
-    let segment = vcpu.hw.segment(name);
-    let size = u64::from(access.size);
-    let step = if vcpu.hw.rflags() & DIRECTION != 0 {
-        size.wrapping_neg()
-    } else {
-        size
-    };
-    let ones = io::read_unclaimed(access.size).to_le_bytes();
-    let element = ones.get(..usize::from(access.size)).unwrap_or(&ones);
+/// An INS or OUTS that exited, as far as it does not change from element to element.
+#[derive(Clone, Copy, Debug)]
+pub struct StringAccess {
+    /// The access to the port.
+    pub(super) io: Io,
+    /// Bytes of the instruction.
+    length: u8,
+    width: Width,
+    name: SegmentName,
+    segment: Segment,
+    code: CodeSize,
+    /// What the index register advances by for each element.
+    step: u64,
+}
 
-    let mut left = if access.repeat {
-        vcpu.hw.gprs().rcx & width.mask
-    } else {
-        1
-    };
-    let single_step = vcpu.hw.rflags() & TRAP != 0;
-    for _ in 0..if single_step { 1 } else { ELEMENTS } {
-        if left == 0 {
-            break;
+impl StringAccess {
+    fn of<V: Vendor>(vcpu: &mut Context<V>, io: Io) -> Result<Self, Next> {
+        let insn = instruction::decoded(vcpu)?;
+        let name = match (io.input, insn.prefixes.segment) {
+            (true, _) => SegmentName::Es,
+            (false, None) => SegmentName::Ds,
+            (false, Some(segment)) => access::segment_name(segment),
+        };
+        let size = u64::from(io.size);
+        Ok(Self {
+            io,
+            length: insn.length,
+            width: Width::new(insn.address_size),
+            name,
+            segment: vcpu.hw.segment(name),
+            code: access::code_size(vcpu, &vcpu.hw.segment(SegmentName::Cs)),
+            step: if vcpu.hw.rflags() & DIRECTION != 0 {
+                size.wrapping_neg()
+            } else {
+                size
+            },
+        })
+    }
+
+    /// Elements that are left.
+    pub(super) fn left<V: Vendor>(&self, vcpu: &Context<V>) -> u64 {
+        if self.io.repeat {
+            vcpu.hw.gprs().rcx & self.width.mask
+        } else {
+            1
         }
-        let index = if access.input {
+    }
+
+    /// Elements that one exit may serve.
+    pub(super) fn most<V: Vendor>(vcpu: &Context<V>) -> u64 {
+        if vcpu.hw.rflags() & TRAP != 0 {
+            1
+        } else {
+            ELEMENTS
+        }
+    }
+
+    /// The linear address of the element that is `index` elements behind the next one.
+    ///
+    /// # Errors
+    /// The exception that the guest takes instead.
+    pub(super) fn linear<V: Vendor>(&self, vcpu: &Context<V>, index: u64) -> Result<u64, Fault> {
+        let register = if self.io.input {
             vcpu.hw.gprs().rdi
         } else {
             vcpu.hw.gprs().rsi
         };
-        let offset = index & width.mask;
-        let Some(linear) = linear_address(&segment, name, code, offset, size, access.input) else {
-            let fault = if name == SegmentName::Ss {
+        let offset = register.wrapping_add(self.step.wrapping_mul(index)) & self.width.mask;
+        let size = u64::from(self.io.size);
+        let Self {
+            segment,
+            name,
+            code,
+            ..
+        } = self;
+        linear_address(segment, *name, *code, offset, size, self.io.input).ok_or_else(|| {
+            let fault = if *name == SegmentName::Ss {
                 vector::SS
             } else {
                 vector::GP
             };
-            return raise(vcpu, Event::exception(fault, Some(0)));
-        };
-        let result = if access.input {
-            access::write(vcpu, linear, element)
+            Fault::Exception(Event::exception(fault, Some(0)))
+        })
+    }
+
+    /// The registers advance by one element.
+    pub(super) fn advance<V: Vendor>(&self, vcpu: &mut Context<V>) {
+        let left = self.left(vcpu).saturating_sub(1);
+        let gprs = vcpu.hw.gprs_mut();
+        let register = if self.io.input {
+            &mut gprs.rdi
         } else {
-            // The port swallows it, but reading it may fault.
-            access::read(vcpu, linear, &mut [0; 4][..element.len()])
+            &mut gprs.rsi
         };
+        let offset = *register & self.width.mask;
+        *register = self.width.write(*register, offset.wrapping_add(self.step));
+        if self.io.repeat {
+            gprs.rcx = self.width.write(gprs.rcx, left);
+        }
+    }
+
+    /// Moves past the instruction when no element is left.
+    pub(super) fn finish<V: Vendor>(&self, vcpu: &mut Context<V>, left: u64) -> Next {
+        // A single-step trap finds RIP still at the instruction (SDM vol. 3 18.3.1.4). And the shadow of an STI or MOV SS in
+        // front ends with the first element: kept, it could hold off the host's interrupts too, for as many exits as RCX asks
+        // for.
+        vcpu.hw.skip(if left == 0 { self.length } else { 0 });
+        Next::Resume
+    }
+}
+
+/// Serves INS or OUTS.
+pub(super) fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, io: Io) -> Next {
+    let access = match StringAccess::of(vcpu, io) {
+        Ok(access) => access,
+        Err(next) => return next,
+    };
+    if let Some(next) = claimed::string(vcpu, run, access) {
+        return next;
+    }
+    let ones = [0xff; 4];
+    let element = ones.get(..usize::from(io.size)).unwrap_or(&ones);
+    let mut left = access.left(vcpu);
+    for _ in 0..StringAccess::most(vcpu).min(left) {
+        let result = access.linear(vcpu, 0).and_then(|linear| {
+            if io.input {
+                access::write(vcpu, linear, element)
+            } else {
+                // The port swallows it, but reading it may fault.
+                access::read(vcpu, linear, &mut [0; 4][..element.len()])
+            }
+        });
         if let Err(fault) = result {
             return fault.next(vcpu);
         }
+        access.advance(vcpu);
         left -= 1;
-        let next = width.write(index, offset.wrapping_add(step));
-        let gprs = vcpu.hw.gprs_mut();
-        if access.input {
-            gprs.rdi = next;
-        } else {
-            gprs.rsi = next;
-        }
-        if access.repeat {
-            gprs.rcx = width.write(gprs.rcx, left);
-        }
     }
-    if left == 0 {
-        vcpu.hw.skip(insn.length);
-        return Next::Resume;
-    }
-    // A single-step trap finds RIP still at the instruction (SDM vol. 3 18.3.1.4). And the shadow of an STI or MOV SS in front
-    // ends with the first element: kept, it could hold off the host's interrupts too, for as many exits as RCX asks for.
-    vcpu.hw.skip(0);
-    Next::Resume
+    access.finish(vcpu, left)
 }
 
 /// The linear address of `size` bytes at `offset`, if the segment allows the access (SDM vol. 3 6.3, 6.8). In 64-bit mode
 /// there are no limits; whether the address is canonical is seen by the page walk.
-fn linear_address(
+pub(super) fn linear_address(
     segment: &Segment,
     name: SegmentName,
     code: CodeSize,

@@ -13,6 +13,7 @@ mod serial;
 
 use crate::arch::{cpu, time};
 use core::fmt::{self, Write};
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use ring::Ring;
@@ -78,13 +79,60 @@ pub fn show_on(framebuffer: bootloader_api::info::FrameBuffer) {
 }
 
 /// Copies what the ring holds from stream position `from` on (older text is gone) into `out`; returns the stream
-/// position of the first byte copied and how many bytes were copied.
-pub fn read_ring(from: u64, out: &mut [u8]) -> (u64, usize) {
-    with_sinks(|sinks| sinks.ring.read(from, out))
+/// position of the first byte copied, how many bytes were copied, and the position of the next byte there will be.
+pub fn read_ring(from: u64, out: &mut [u8]) -> (u64, usize, u64) {
+    with_sinks(|sinks| {
+        let (start, copied) = sinks.ring.read(from, out);
+        (start, copied, sinks.ring.end())
+    })
+}
+
+/// Whether the log uses one of these I/O ports.
+pub fn uses_port(ports: &Range<u64>) -> bool {
+    ports.contains(&serial::FIRST_PORT)
+}
+
+/// Somebody else drives the serial port from now on: the log leaves it alone until [`take_serial_back`].
+pub fn give_serial_away() {
+    with_sinks(|sinks| {
+        sinks.serial.drain();
+        sinks.serial = serial::Serial::absent();
+    });
+}
+
+/// Whoever drove the serial port is gone: the log uses it again.
+pub fn take_serial_back() {
+    with_sinks(|sinks| {
+        if !sinks.serial.is_there() {
+            sinks.serial = serial::Serial::find();
+            sinks.serial.write(b"\r\n");
+        }
+    });
+}
+
+/// The line of the first domain's console that is being collected.
+static GUEST_LINE: Mutex<heapless::Vec<u8, GUEST_LINE_BYTES>> = Mutex::new(heapless::Vec::new());
+
+/// Longest line of it; a longer one is cut in two.
+const GUEST_LINE_BYTES: usize = 240;
+
+/// Takes text of the first domain's console; lines that it completes appear in the log.
+pub fn guest_text(name: &str, text: &[u8]) {
+    let mut line = GUEST_LINE.lock();
+    for &byte in text {
+        if byte == b'\n' || line.is_full() {
+            guest_line(name, &line);
+            line.clear();
+        }
+        if byte != b'\n' && byte != b'\r' {
+            // There is room: a full line has just been shown.
+            let _ = line.push(byte);
+        }
+    }
 }
 
 /// Prints one line of a guest's console as `[name] text`, with control bytes made harmless.
-pub fn guest_line(name: &str, line: &[u8]) {
+fn guest_line(name: &str, line: &[u8]) {
     let mut text = Line::new();
     let _ = write!(text, "[{name}] ");
     for &byte in line {

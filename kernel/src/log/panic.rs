@@ -5,7 +5,7 @@
     reason = "walks the stack by frame pointers that were checked against the known stacks"
 )]
 
-use super::plain_line;
+use super::{plain_line, take_serial_back};
 use crate::arch::{cpu, power, stacks, trap};
 use crate::boot::{cmdline, symbols};
 use core::panic::PanicInfo;
@@ -49,6 +49,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         Err(_) => trap::stop(),
     }
     power::stop_others();
+    take_serial_back();
     let message = info.message();
     match info.location() {
         Some(at) => log::error!("panic at {}:{}: {message}", at.file(), at.line()),

@@ -7,6 +7,8 @@ use super::with_sinks;
 use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend, spec::registers::LSR};
 
 const COM1: u16 = 0x3f8;
+/// The first of the port's I/O ports.
+pub const FIRST_PORT: u64 = COM1 as u64;
 
 /// The default is 9600 baud.
 const SETTINGS: Config = Config {
@@ -60,7 +62,13 @@ impl Serial {
         }
     }
 
-    fn drain(&mut self) {
+    /// Whether there is one.
+    pub const fn is_there(&self) -> bool {
+        self.uart.is_some()
+    }
+
+    /// Waits until the last byte has left the port.
+    pub fn drain(&mut self) {
         let Some(uart) = &mut self.uart else {
             return;
         };

@@ -114,13 +114,8 @@ impl<'a, F: EntryFormat, T: TableFrames, M: HostMemory> GuestMemory<'a, F, T, M>
     /// # Errors
     /// Any [`GuestMemoryError`], with the first address that fails.
     pub fn write_bytes(&self, gpa: Gpa, source: &[u8]) -> Result<(), GuestMemoryError> {
-        for (at, _) in pieces(gpa, source.len())? {
-            let hpa = self.host(at, Access::WRITE)?;
-            // A load of one byte shows that there is memory. Pages map RAM as a whole or not at all.
-            if !self.memory.load(hpa, &mut [0]) {
-                return Err(GuestMemoryError::Unreachable(at));
-            }
-        }
+        // Pages map RAM as a whole or not at all: one byte of each shows whether all can be written.
+        self.check(gpa, source.len() as u64, Access::WRITE)?;
         let mut rest = source;
         for (at, len) in pieces(gpa, source.len())? {
             let (piece, tail) = rest.split_at(len);
@@ -128,6 +123,7 @@ impl<'a, F: EntryFormat, T: TableFrames, M: HostMemory> GuestMemory<'a, F, T, M>
             if !self.memory.store(self.host(at, Access::WRITE)?, piece) {
                 return Err(GuestMemoryError::Unreachable(at));
             }
+            self.table.mark_dirty(self.frames, at);
         }
         Ok(())
     }
@@ -164,9 +160,25 @@ impl<'a, F: EntryFormat, T: TableFrames, M: HostMemory> GuestMemory<'a, F, T, M>
             return Err(GuestMemoryError::Unreachable(gpa));
         }
         let hpa = self.host(gpa, Access::READ | Access::WRITE)?;
+        self.table.mark_dirty(self.frames, gpa);
         self.memory
             .compare_exchange(hpa, old, new)
             .ok_or(GuestMemoryError::Unreachable(gpa))
+    }
+
+    /// Checks that all of `len` bytes from `gpa` on are memory that allows `access`. Takes a step for each page.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::read_bytes`].
+    pub fn check(&self, gpa: Gpa, len: u64, access: Access) -> Result<(), GuestMemoryError> {
+        let len = usize::try_from(len).map_err(|_| GuestMemoryError::Wraps)?;
+        for (at, _) in pieces(gpa, len)? {
+            let hpa = self.host(at, access)?;
+            if !self.memory.load(hpa, &mut [0]) {
+                return Err(GuestMemoryError::Unreachable(at));
+            }
+        }
+        Ok(())
     }
 
     fn host(&self, gpa: Gpa, access: Access) -> Result<Hpa, GuestMemoryError> {

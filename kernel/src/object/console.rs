@@ -1,44 +1,74 @@
-//! A domain's console: collects what the guest writes and passes it on in whole lines.
-//!
-//! Lines of two domains never mix, whatever the pieces in which they come. A line longer than the buffer is cut in two.
+//! A domain's console: the last of what it wrote, and what was typed for it. Pure.
 
-/// Longest line in bytes.
-const LINE: usize = 240;
+use crate::log::ring::Ring;
 
-/// The line that is being collected.
-#[derive(Debug, Default)]
+/// Bytes of output that are kept.
+const OUTPUT: usize = 4096;
+/// Bytes of input that can wait.
+const INPUT: usize = 256;
+
+/// The console of one domain.
 pub struct Console {
-    line: heapless::Vec<u8, LINE>,
+    output: Ring<OUTPUT>,
+    /// Stream position up to which somebody has read.
+    read: u64,
+    input: heapless::Deque<u8, INPUT>,
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self {
+            output: Ring::new(),
+            read: 0,
+            input: heapless::Deque::new(),
+        }
+    }
 }
 
 impl Console {
-    /// Takes bytes; `out` gets every line that they complete, without its end.
-    pub fn write(&mut self, bytes: &[u8], mut out: impl FnMut(&[u8])) {
-        for &byte in bytes {
-            match byte {
-                b'\n' => self.flush_line(&mut out),
-                b'\r' => {}
-                _ => {
-                    if self.line.push(byte).is_err() {
-                        self.flush_line(&mut out);
-                        // The buffer is empty now; there is room for one byte.
-                        let _ = self.line.push(byte);
-                    }
-                }
-            }
-        }
+    /// Takes output; how many bytes. With a reader no more than what it has read makes room for; without, the oldest is lost.
+    pub fn write(&mut self, bytes: &[u8], has_reader: bool) -> usize {
+        let room = if has_reader {
+            OUTPUT.saturating_sub((self.output.end() - self.read.min(self.output.end())) as usize)
+        } else {
+            bytes.len()
+        };
+        let taken = bytes.get(..bytes.len().min(room)).unwrap_or(bytes);
+        self.output.write(taken);
+        taken.len()
     }
 
-    /// Passes on what has no line end yet, at a domain's end.
-    pub fn finish(&mut self, mut out: impl FnMut(&[u8])) {
-        if !self.line.is_empty() {
-            self.flush_line(&mut out);
-        }
+    /// Copies output from a stream position on; the position of the first byte, and how many.
+    pub fn read(&mut self, position: u64, out: &mut [u8]) -> (u64, usize) {
+        let (start, copied) = self.output.read(position, out);
+        self.read = self.read.max(start + copied as u64);
+        (start, copied)
     }
 
-    fn flush_line(&mut self, out: &mut impl FnMut(&[u8])) {
-        out(&self.line);
-        self.line.clear();
+    /// Stream position of the next byte of output.
+    pub fn end(&self) -> u64 {
+        self.output.end()
+    }
+
+    /// Takes input; how many bytes.
+    pub fn type_in(&mut self, bytes: &[u8]) -> usize {
+        bytes
+            .iter()
+            .take_while(|byte| self.input.push_back(**byte).is_ok())
+            .count()
+    }
+
+    /// Gives input to the domain; how many bytes.
+    pub fn take_input(&mut self, out: &mut [u8]) -> usize {
+        let mut taken = 0;
+        for place in out {
+            let Some(byte) = self.input.pop_front() else {
+                break;
+            };
+            *place = byte;
+            taken += 1;
+        }
+        taken
     }
 }
 
@@ -46,39 +76,40 @@ impl Console {
 mod tests {
     use super::*;
 
-    fn lines(pieces: &[&[u8]], finish: bool) -> Vec<Vec<u8>> {
+    #[test]
+    fn a_reader_loses_nothing() {
         let mut console = Console::default();
-        let mut seen = Vec::new();
-        for piece in pieces {
-            console.write(piece, |line| seen.push(line.to_vec()));
+        let text = [b'x'; 300];
+        let mut written = 0;
+        while console.write(&text, true) == text.len() {
+            written += text.len();
         }
-        if finish {
-            console.finish(|line| seen.push(line.to_vec()));
-        }
-        seen
+        assert_eq!(console.end(), OUTPUT as u64, "full to the last byte");
+        assert_eq!(console.write(&text, true), 0);
+        let mut out = [0; 100];
+        assert_eq!(console.read(0, &mut out), (0, 100));
+        assert_eq!(console.write(&text, true), 100);
+        assert!(written <= OUTPUT);
     }
 
     #[test]
-    fn pieces_become_lines() {
-        assert_eq!(lines(&[b"he", b"llo\r\nwor"], false), [b"hello".to_vec()]);
-        assert_eq!(
-            lines(&[b"he", b"llo\nwor"], true),
-            [b"hello".to_vec(), b"wor".to_vec()]
-        );
+    fn without_a_reader_the_oldest_is_lost() {
+        let mut console = Console::default();
+        assert_eq!(console.write(&[b'a'; OUTPUT], false), OUTPUT);
+        assert_eq!(console.write(b"bc", false), 2);
+        let mut out = [0; OUTPUT];
+        assert_eq!(console.read(0, &mut out), (2, OUTPUT));
+        assert_eq!(out.last_chunk(), Some(b"bc"));
     }
 
     #[test]
-    fn empty_lines_are_lines_but_an_empty_rest_is_none() {
-        assert_eq!(lines(&[b"\n\n"], true), [b"".to_vec(), b"".to_vec()]);
-    }
-
-    #[test]
-    fn a_long_line_is_cut_and_nothing_is_lost() {
-        let long = vec![b'x'; LINE * 2 + 1];
-        let seen = lines(&[&long], true);
-        assert_eq!(
-            seen.iter().map(Vec::len).collect::<Vec<_>>(),
-            [LINE, LINE, 1]
-        );
+    fn input_waits_up_to_its_bound() {
+        let mut console = Console::default();
+        assert_eq!(console.type_in(&[7; 300]), INPUT);
+        assert_eq!(console.type_in(b"x"), 0);
+        let mut out = [0; 200];
+        assert_eq!(console.take_input(&mut out), 200);
+        assert_eq!(console.take_input(&mut out), 56);
+        assert_eq!(console.take_input(&mut out), 0);
     }
 }

@@ -1,92 +1,152 @@
-//! A domain: memory behind nested page tables, and what its vCPUs share.
+//! A domain: memory behind nested page tables, handles, a console, and what its vCPUs share.
 
-use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
+use plinth_abi::call::watch;
+use plinth_abi::domain::NAME;
+use plinth_abi::{DomainConfig, DomainInfo, DomainState, Handle, Reason, Status};
 use spin::Mutex;
 
-use super::Console;
-use crate::arch::{errata, mtrr};
+use super::{
+    Access, Claim, ClaimKind, Console, Ending, Entry, Event, HandleTable, Kernel, Space, Vcpu,
+};
 use crate::log;
-use crate::mem::domain::{AddError, DomainMemory};
 use crate::mem::guest::GuestMemoryError;
-use crate::mem::nested::MapError;
-use crate::mem::{Gpa, Hpa};
+use crate::mem::{Amounts, Budget, Charge, Gpa, Hpa, Ref};
 use crate::rules::cpuid::CpuidTable;
+use crate::trace::{self, Kind};
 use crate::virt::Vendor;
 
-/// A domain's number: unique since boot, never used again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DomainId(pub u32);
-
-impl fmt::Display for DomainId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Longest name of a domain, in bytes.
-const NAME: usize = 32;
+/// Objects or domains that one step of a domain's end looks at.
+const STEP: usize = 64;
 
 /// A guest and what belongs to it.
 pub struct Domain<V: Vendor> {
-    /// Its number.
-    pub id: DomainId,
+    /// Unique since boot, never used again; at least 1.
+    pub number: u32,
+    /// The kernel that it lives in.
+    pub kernel: &'static Kernel<V>,
     /// CPUID as all its vCPUs see it, but for what depends on the vCPU.
-    pub cpuid: CpuidTable,
+    pub cpuid: Ref<CpuidTable>,
+    /// What its objects are charged to.
+    pub budget: Ref<Budget>,
+    /// vCPUs it can have.
+    pub max_vcpus: u32,
+    /// Where it is in its life, and its vCPUs.
+    pub life: Mutex<Life<V>>,
     name: heapless::String<NAME>,
     hardware: V::Domain,
     nested_root: Hpa,
-    memory: Mutex<DomainMemory<V::Format>>,
+    /// `None` when it was destroyed.
+    space: Mutex<Option<Space<V::Format>>>,
+    handles: Mutex<Handles<V>>,
     console: Mutex<Console>,
-    next_vcpu: AtomicU32,
+    watch: Mutex<Option<(Ref<Event<V>>, u64)>>,
+    claims: Mutex<Vec<Claim<V>>>,
+    /// Claims there are, to be asked without the lock.
+    claim_count: AtomicUsize,
+    /// Of its own map of ports.
+    ports_charge: Mutex<Option<Charge>>,
+    /// Its console appears in the kernel's log: for the first domain, which nobody else listens to.
+    logs: bool,
+    _charge: Charge,
 }
 
-/// Why a domain could not be made.
+struct Handles<V: Vendor> {
+    table: HandleTable<Entry<V>>,
+    charge: Charge,
+}
+
+/// A domain's life.
+pub struct Life<V: Vendor> {
+    /// Where it is.
+    pub state: DomainState,
+    /// Its vCPUs, by index.
+    pub vcpus: Vec<Ref<Vcpu<V>>>,
+    /// vCPUs that are not over.
+    pub alive: usize,
+    /// vCPUs that halted for good.
+    pub halted: usize,
+    /// Why it ended, which vCPU made it so, and RIP of that.
+    pub ending: Option<(Ending, u32, u64)>,
+    /// How far its end has come.
+    teardown: Teardown,
+    /// Whoever asked for its destruction has been told that it is complete.
+    told_destroyed: bool,
+}
+
+/// The steps of a domain's end, in their order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BuildError {
-    /// Too few frames or too little heap.
-    NoMemory,
-    /// The image is not what it should be.
-    BadImage(&'static str),
-    /// Its memory could not be mapped.
-    Map(MapError),
-    /// The initial state breaks a rule of the CPU's.
-    BadState(&'static str),
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoMemory => f.write_str("out of memory"),
-            Self::BadImage(why) => write!(f, "bad image: {why}"),
-            Self::Map(why) => write!(f, "its memory cannot be mapped: {why:?}"),
-            Self::BadState(why) => write!(f, "bad initial state: {why}"),
-        }
-    }
+enum Teardown {
+    Handles,
+    /// Claims that it has on others: the number of the domain that was looked at last.
+    Claims(u32),
+    Vcpus,
+    Space,
+    Done,
 }
 
 impl<V: Vendor> Domain<V> {
-    /// A domain without memory and vCPUs. `name` is cut to 32 bytes.
-    pub fn new(id: DomainId, name: &str, cpuid: CpuidTable) -> Result<Self, BuildError> {
-        let hardware = V::new_domain().map_err(|_| BuildError::NoMemory)?;
-        let memory = DomainMemory::new(id.0).ok_or(BuildError::NoMemory)?;
+    /// Bytes of heap that one costs at its making.
+    const COST: u64 = Ref::<Self>::COST + Ref::<Budget>::COST + 2 * size_of::<Ref<Self>>() as u64;
+
+    /// A domain without memory and vCPUs. `logs`: its console appears in the kernel's log.
+    ///
+    /// # Errors
+    /// `OVER_BUDGET`, `NO_MEMORY`.
+    pub fn new(
+        kernel: &'static Kernel<V>,
+        number: u32,
+        name: &str,
+        config: &DomainConfig,
+        budget: Ref<Budget>,
+        logs: bool,
+    ) -> Result<Ref<Self>, Status> {
+        let charge = Charge::new(&budget, Amounts::heap(Self::COST))?;
+        let handles_charge = Charge::new(&budget, Amounts::default())?;
+        let hardware = V::new_domain().map_err(|_| Status::NO_MEMORY)?;
+        let cpuid = kernel.cpuid(config.vcpus)?;
+        let space = Space::new(number, &budget).ok_or(Status::NO_MEMORY)?;
+        let nested_root = space.root();
         let mut kept = heapless::String::new();
-        for letter in name.chars() {
-            if kept.push(letter).is_err() {
-                break;
-            }
-        }
-        Ok(Self {
-            id,
+        // The name is at most that long.
+        let _ = kept.push_str(name);
+        let new = Ref::new(Self {
+            number,
+            kernel,
             cpuid,
+            budget,
+            max_vcpus: config.vcpus,
+            life: Mutex::new(Life {
+                state: DomainState::CREATED,
+                vcpus: Vec::new(),
+                alive: 0,
+                halted: 0,
+                ending: None,
+                teardown: Teardown::Handles,
+                told_destroyed: false,
+            }),
             name: kept,
             hardware,
-            nested_root: memory.root(),
-            memory: Mutex::new(memory),
-            console: Mutex::new(Console::default()),
-            next_vcpu: AtomicU32::new(0),
+            nested_root,
+            space: Mutex::new(Some(space)),
+            handles: Mutex::new(Handles {
+                table: HandleTable::new(config.handles),
+                charge: handles_charge,
+            }),
+            console: Mutex::default(),
+            watch: Mutex::new(None),
+            claims: Mutex::new(Vec::new()),
+            claim_count: AtomicUsize::new(0),
+            ports_charge: Mutex::new(None),
+            logs,
+            _charge: charge,
         })
+        .map_err(|_| Status::NO_MEMORY)?;
+        trace::record(Kind::CREATED, number, 0, 0);
+        Ok(new)
     }
 
     /// Its name.
@@ -104,28 +164,16 @@ impl<V: Vendor> Domain<V> {
         self.nested_root
     }
 
-    /// The number for a new vCPU.
-    pub fn next_vcpu(&self) -> u32 {
-        self.next_vcpu.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Adds `len` bytes of zeroed RAM from `gpa` on.
-    ///
-    /// # Errors
-    /// `NoMemory`, or `Map` where it does not fit.
-    pub fn add_ram(&self, gpa: Gpa, len: u64) -> Result<(), BuildError> {
-        self.memory
-            .lock()
-            .add_ram(gpa, len, &mtrr::memory_type, errata::largest_guest_page())
-            .map_err(|why| match why {
-                AddError::NoMemory => BuildError::NoMemory,
-                AddError::Map(why) => BuildError::Map(why),
-            })
-    }
-
     /// Copies from guest-physical memory that is mapped readable.
     pub fn read_guest(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), GuestMemoryError> {
-        self.memory.lock().view().read_bytes(gpa, out)
+        self.with_space(|space| space.view().read_bytes(gpa, out))
+            .unwrap_or(Err(GuestMemoryError::NotMapped(gpa)))
+    }
+
+    /// Copies into guest-physical memory that is mapped writable.
+    pub fn write_guest(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), GuestMemoryError> {
+        self.with_space(|space| space.view().write_bytes(gpa, bytes))
+            .unwrap_or(Err(GuestMemoryError::NotMapped(gpa)))
     }
 
     /// The four top entries of PAE paging at `cr3` (SDM vol. 3 5.4.1).
@@ -145,32 +193,563 @@ impl<V: Vendor> Domain<V> {
         Ok(loaded)
     }
 
-    /// Copies into guest-physical memory that is mapped writable.
-    pub fn write_guest(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), GuestMemoryError> {
-        self.memory.lock().view().write_bytes(gpa, bytes)
+    /// Calls `f` with the domain's address space, held for the time of the call; `None` when it was destroyed.
+    pub fn with_space<R>(&self, f: impl FnOnce(&mut Space<V::Format>) -> R) -> Option<R> {
+        self.space.lock().as_mut().map(f)
     }
 
-    /// Calls `f` with the domain's memory, held for the time of the call.
-    pub fn with_memory<R>(&self, f: impl FnOnce(&DomainMemory<V::Format>) -> R) -> R {
-        f(&self.memory.lock())
+    /// Copies into one page of its memory, whatever it may do there itself.
+    ///
+    /// # Errors
+    /// `BAD_ADDRESS` where nothing is mapped.
+    pub fn put(&self, gpa: u64, bytes: &[u8]) -> Result<(), Status> {
+        self.with_space(|space| space.put(Gpa::new(gpa), bytes))
+            .unwrap_or(Err(Status::BAD_ADDRESS))
     }
 
-    /// Writes to the console; whole lines appear in the log.
-    pub fn write_console(&self, bytes: &[u8]) {
-        self.console
+    // Handles.
+
+    /// Calls `f` with what a handle names.
+    ///
+    /// # Errors
+    /// `BAD_HANDLE`.
+    pub fn with_handle<R>(&self, handle: u64, f: impl FnOnce(&Entry<V>) -> R) -> Result<R, Status> {
+        let handle = u32::try_from(handle).map_err(|_| Status::BAD_HANDLE)?;
+        let handles = self.handles.lock();
+        handles
+            .table
+            .get(Handle(handle))
+            .map(f)
+            .ok_or(Status::BAD_HANDLE)
+    }
+
+    /// Makes sure that [`Domain::add_handle`] will find a place.
+    ///
+    /// # Errors
+    /// `OVER_BUDGET`, `NO_MEMORY`.
+    pub fn reserve_handle(&self) -> Result<(), Status> {
+        let mut handles = self.handles.lock();
+        if handles.table.used() >= handles.table.max() {
+            return Err(Status::OVER_BUDGET);
+        }
+        let growth = handles.table.growth();
+        if growth != 0 {
+            let bytes = growth as u64 * HandleTable::<Entry<V>>::PLACE;
+            handles.charge.add(Amounts::heap(bytes))?;
+            if let Err(why) = handles.table.grow(growth) {
+                handles.charge.reduce(Amounts::heap(bytes));
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a handle.
+    ///
+    /// # Errors
+    /// `OVER_BUDGET` where no place was reserved, or another CPU took it: the entry is dropped then.
+    pub fn add_handle(&self, entry: Entry<V>) -> Result<Handle, Status> {
+        self.handles
             .lock()
-            .write(bytes, |line| log::guest_line(&self.name, line));
+            .table
+            .add(entry)
+            .ok_or(Status::OVER_BUDGET)
     }
 
-    /// Shows what the guest wrote last without ending the line.
-    pub fn finish_console(&self) {
-        self.console
+    /// Takes a handle out. What it named is dropped by the caller, when no lock is held.
+    ///
+    /// # Errors
+    /// `BAD_HANDLE`.
+    pub fn remove_handle(&self, handle: u64) -> Result<Entry<V>, Status> {
+        let handle = u32::try_from(handle).map_err(|_| Status::BAD_HANDLE)?;
+        let mut handles = self.handles.lock();
+        handles
+            .table
+            .remove(Handle(handle))
+            .ok_or(Status::BAD_HANDLE)
+    }
+
+    // Console and watch.
+
+    /// Writes to the console: how many bytes were taken.
+    pub fn write_console(&self, bytes: &[u8]) -> usize {
+        let watched = self.watched(watch::CONSOLE);
+        let taken = {
+            let mut console = self.console.lock();
+            if self.logs {
+                log::guest_text(&self.name, bytes);
+            }
+            console.write(bytes, watched.is_some() && !self.logs)
+        };
+        if let Some(event) = watched.filter(|_| taken != 0) {
+            event.signal();
+        }
+        taken
+    }
+
+    /// Calls `f` with the console, held for the time of the call.
+    pub fn with_console<R>(&self, f: impl FnOnce(&mut Console) -> R) -> R {
+        f(&mut self.console.lock())
+    }
+
+    fn watched(&self, what: u64) -> Option<Ref<Event<V>>> {
+        let watch = self.watch.lock();
+        watch
+            .as_ref()
+            .filter(|(_, mask)| mask & what != 0)
+            .map(|(event, _)| event.clone())
+    }
+
+    /// Signals an event when one of the things of `mask` happens, or has happened; `None`: no more.
+    pub fn set_watch(&self, event: Option<(Ref<Event<V>>, u64)>) {
+        let old = core::mem::replace(&mut *self.watch.lock(), event.clone());
+        drop(old);
+        let Some((event, mask)) = event else {
+            return;
+        };
+        let ended = self.is_over();
+        let wrote = self.console.lock().end() != 0;
+        if mask & watch::ENDED != 0 && ended || mask & watch::CONSOLE != 0 && wrote {
+            event.signal();
+        }
+    }
+
+    // Devices.
+
+    /// Adds a claim.
+    ///
+    /// # Errors
+    /// `EXISTS` where part of it is claimed or mapped, `NO_MEMORY`.
+    pub fn add_claim(&self, claim: Claim<V>) -> Result<(), Status> {
+        let mut claims = self.claims.lock();
+        if claims
+            .iter()
+            .any(|other| other.overlaps(claim.kind, &claim.range))
+        {
+            return Err(Status::EXISTS);
+        }
+        if claim.kind == ClaimKind::Mmio {
+            let Range { start, end } = claim.range;
+            if self
+                .with_space(|space| space.is_any_mapped(start, end))
+                .unwrap_or(true)
+            {
+                return Err(Status::EXISTS);
+            }
+        }
+        claims.try_reserve(1).map_err(|_| Status::NO_MEMORY)?;
+        claims.push(claim);
+        self.claim_count.store(claims.len(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether part of the range is claimed.
+    pub fn is_claimed(&self, kind: ClaimKind, range: &Range<u64>) -> bool {
+        self.claims
             .lock()
-            .finish(|line| log::guest_line(&self.name, line));
+            .iter()
+            .any(|claim| claim.overlaps(kind, range))
     }
 
-    /// Gives back every frame. No CPU may run the domain any more, and every CPU has to have flushed what it cached of it.
-    pub fn free(self) {
-        self.memory.into_inner().free();
+    /// Tells whoever claimed it of an access by a vCPU of this domain; whether there is somebody.
+    pub fn tell_claimer(&self, kind: ClaimKind, vcpu: &Vcpu<V>, access: &Access) -> bool {
+        if self.claim_count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let claims = self.claims.lock();
+        let claim = claims
+            .iter()
+            .find(|claim| claim.kind == kind && claim.range.contains(&access.address));
+        claim.is_some_and(|claim| claim.tell(vcpu, access).is_ok())
+    }
+
+    /// Whether somebody has claimed the address.
+    pub fn has_claim(&self, kind: ClaimKind, address: u64) -> bool {
+        self.claim_count.load(Ordering::Acquire) != 0
+            && self.is_claimed(kind, &(address..address + 1))
+    }
+
+    /// The data of a string access that the claimer of the address left for this vCPU.
+    pub fn claimer_data(
+        &self,
+        kind: ClaimKind,
+        address: u64,
+        vcpu: &Vcpu<V>,
+    ) -> Option<[u8; plinth_abi::device::DATA]> {
+        let claims = self.claims.lock();
+        claims
+            .iter()
+            .find(|claim| claim.kind == kind && claim.range.contains(&address))
+            .map(|claim| claim.data(vcpu))
+    }
+
+    /// Ends the claim that begins at `first`.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn release(&self, kind: ClaimKind, first: u64) -> Result<(), Status> {
+        let claim = {
+            let mut claims = self.claims.lock();
+            let at = claims
+                .iter()
+                .position(|claim| claim.kind == kind && claim.range.start == first);
+            let claim = claims.swap_remove(at.ok_or(Status::NOT_FOUND)?);
+            self.claim_count.store(claims.len(), Ordering::Release);
+            claim
+        };
+        self.abandon(&claim);
+        Ok(())
+    }
+
+    /// Ends one claim of the domain numbered `claimer`; whether there was one.
+    fn release_one_of(&self, claimer: u32) -> bool {
+        let claim = {
+            let mut claims = self.claims.lock();
+            let Some(at) = claims.iter().position(|claim| claim.claimer == claimer) else {
+                return false;
+            };
+            let claim = claims.swap_remove(at);
+            self.claim_count.store(claims.len(), Ordering::Release);
+            claim
+        };
+        self.abandon(&claim);
+        true
+    }
+
+    /// Accesses that wait for a claim that is no more go on as if it had never been.
+    fn abandon(&self, claim: &Claim<V>) {
+        for index in 0..self.max_vcpus {
+            let vcpu = self.vcpu(index);
+            if let Some(vcpu) = vcpu {
+                vcpu.abandon(claim.id);
+            }
+        }
+    }
+
+    // Life.
+
+    /// The vCPU with this index.
+    pub fn vcpu(&self, index: u32) -> Option<Ref<Vcpu<V>>> {
+        self.life.lock().vcpus.get(index as usize).cloned()
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> DomainState {
+        self.life.lock().state
+    }
+
+    /// Whether it has ended, or is being destroyed.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state(), DomainState::ENDED | DomainState::DESTROYED)
+    }
+
+    /// Lets it use ports directly, from the next time on that one of its vCPUs takes a CPU.
+    ///
+    /// # Errors
+    /// `OVER_BUDGET`, `NO_MEMORY`.
+    pub fn allow_ports(&self, first: u16, count: u16) -> Result<(), Status> {
+        let mut charge = self.ports_charge.lock();
+        if charge.is_none() {
+            *charge = Some(Charge::new(
+                &self.budget,
+                Amounts::frames(V::FRAMES_FOR_PORTS),
+            )?);
+        }
+        V::allow_ports(&self.hardware, first, count).map_err(|_| Status::NO_MEMORY)
+    }
+
+    /// What `DOMAIN_INFO` tells.
+    pub fn info(&self) -> DomainInfo {
+        let (used, limit) = self.budget.amounts();
+        let (handles, max_handles) = {
+            let handles = self.handles.lock();
+            (handles.table.used(), handles.table.max())
+        };
+        let console_end = self.console.lock().end();
+        let mut name = [0; NAME];
+        for (to, from) in name.iter_mut().zip(self.name.as_bytes()) {
+            *to = *from;
+        }
+        let life = self.life.lock();
+        let (reason, info) = life
+            .ending
+            .map_or((Reason::NONE, [0; 3]), |(ending, ..)| ending.as_told());
+        let (ended_vcpu, rip) = life.ending.map_or((0, 0), |(_, vcpu, rip)| (vcpu, rip));
+        DomainInfo {
+            name,
+            number: self.number,
+            state: life.state,
+            reason,
+            ended_vcpu,
+            info,
+            rip,
+            vcpus: life.vcpus.len() as u32,
+            max_vcpus: self.max_vcpus,
+            handles,
+            max_handles,
+            frames: used.frames,
+            max_frames: limit.frames,
+            memory_frames: used.memory_frames,
+            heap: used.heap,
+            max_heap: limit.heap,
+            console_end,
+        }
+    }
+}
+
+impl<V: Vendor> Ref<Domain<V>> {
+    /// Adds a vCPU.
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where it was started, `OVER_BUDGET`, `NO_MEMORY`.
+    pub fn add_vcpu(&self) -> Result<Ref<Vcpu<V>>, Status> {
+        let index = {
+            let mut life = self.life.lock();
+            if life.state != DomainState::CREATED {
+                return Err(Status::WRONG_STATE);
+            }
+            if life.vcpus.len() as u32 >= self.max_vcpus {
+                return Err(Status::OVER_BUDGET);
+            }
+            life.vcpus
+                .try_reserve_exact(1)
+                .map_err(|_| Status::NO_MEMORY)?;
+            life.vcpus.len() as u32
+        };
+        let vcpu = Vcpu::new(self, index)?;
+        let mut life = self.life.lock();
+        // Another CPU may have been here meanwhile.
+        if life.state != DomainState::CREATED
+            || life.vcpus.len() as u32 != index
+            || life.vcpus.len() == life.vcpus.capacity()
+        {
+            drop(life);
+            return Err(Status::WRONG_STATE);
+        }
+        life.vcpus.push(vcpu.clone());
+        life.alive += 1;
+        Ok(vcpu)
+    }
+
+    /// Lets its vCPUs run, from one state to the next.
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where it is not in state `from`, or has no vCPU.
+    pub fn let_run(&self, from: DomainState) -> Result<(), Status> {
+        let mut life = self.life.lock();
+        if life.state != from || life.vcpus.is_empty() {
+            return Err(Status::WRONG_STATE);
+        }
+        life.state = DomainState::RUNNING;
+        let kind = if from == DomainState::CREATED {
+            Kind::STARTED
+        } else {
+            Kind::RESUMED
+        };
+        trace::record(kind, self.number, 0, 0);
+        for vcpu in &life.vcpus {
+            self.kernel.sched.release(vcpu);
+        }
+        Ok(())
+    }
+
+    /// Holds its vCPUs.
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where it does not run.
+    pub fn pause(&self) -> Result<(), Status> {
+        let mut life = self.life.lock();
+        if life.state != DomainState::RUNNING {
+            return Err(Status::WRONG_STATE);
+        }
+        life.state = DomainState::PAUSED;
+        trace::record(Kind::PAUSED, self.number, 0, 0);
+        for vcpu in &life.vcpus {
+            self.kernel.sched.hold(vcpu);
+        }
+        Ok(())
+    }
+
+    /// Ends it. `vcpu` is the index of the one that made it so, at `rip`.
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where it is over already.
+    pub fn end(&self, ending: Ending, vcpu: u32, rip: u64) -> Result<(), Status> {
+        let mut life = self.life.lock();
+        if matches!(life.state, DomainState::ENDED | DomainState::DESTROYED) {
+            return Err(Status::WRONG_STATE);
+        }
+        life.state = DomainState::ENDED;
+        life.ending = Some((ending, vcpu, rip));
+        let mut left = 0;
+        for vcpu in &life.vcpus {
+            left += usize::from(!self.kernel.sched.finish(vcpu));
+        }
+        life.alive = left;
+        drop(life);
+        if left == 0 {
+            self.ended();
+        }
+        Ok(())
+    }
+
+    /// A vCPU that `end` found running has left its CPU.
+    pub fn vcpu_left(&self) {
+        let mut life = self.life.lock();
+        life.alive = life.alive.saturating_sub(1);
+        let last = life.alive == 0;
+        drop(life);
+        if last {
+            self.ended();
+        }
+    }
+
+    /// A vCPU has halted, and nothing can wake it. With the last one the domain ends.
+    pub fn vcpu_halted(&self, vcpu: u32, rip: u64) {
+        let mut life = self.life.lock();
+        life.halted += 1;
+        let last = life.halted == life.vcpus.len();
+        drop(life);
+        if last {
+            // A domain that is over already has a reason.
+            let _ = self.end(Ending::Halted, vcpu, rip);
+        }
+    }
+
+    /// No vCPU runs any more.
+    fn ended(&self) {
+        let ending = {
+            let life = self.life.lock();
+            for vcpu in &life.vcpus {
+                vcpu.events.lock().close();
+            }
+            life.ending
+        };
+        if let Some((ending, _, rip)) = ending {
+            ::log::info!(
+                "domain {} \"{}\" ended: {ending}, rip {rip:#x}",
+                self.number,
+                self.name()
+            );
+            trace::record(Kind::ENDED, self.number, 0, ending.as_told().0.0);
+            self.kernel.note_end(self);
+        }
+        if let Some(event) = self.watched(watch::ENDED) {
+            event.signal();
+        }
+    }
+
+    /// Takes back a bounded part of what it has, when it has ended or never ran. Whether all is done.
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where it runs; `AGAIN` where a vCPU is about to leave its CPU.
+    pub fn destroy_step(&self) -> Result<bool, Status> {
+        let step = {
+            let mut life = self.life.lock();
+            match life.state {
+                DomainState::CREATED | DomainState::ENDED => {}
+                DomainState::DESTROYED if !life.told_destroyed => {}
+                _ => return Err(Status::WRONG_STATE),
+            }
+            if life.state == DomainState::CREATED {
+                for vcpu in &life.vcpus {
+                    self.kernel.sched.finish(vcpu);
+                }
+                life.alive = 0;
+            }
+            if life.alive != 0 {
+                return Err(Status::AGAIN);
+            }
+            life.state = DomainState::DESTROYED;
+            life.teardown
+        };
+        let next = match step {
+            Teardown::Handles if self.close_some() => Teardown::Claims(0),
+            Teardown::Claims(after) => self.release_some(after),
+            Teardown::Vcpus => {
+                self.drop_vcpus();
+                Teardown::Space
+            }
+            Teardown::Space if self.reclaim_some() => {
+                self.budget.close();
+                self.kernel.forget(self);
+                trace::record(Kind::DESTROYED, self.number, 0, 0);
+                Teardown::Done
+            }
+            same => same,
+        };
+        self.life.lock().teardown = next;
+        Ok(next == Teardown::Done)
+    }
+
+    /// Whoever asked for its destruction is told that it is complete. From now on it is none to destroy.
+    pub fn confirm_destroyed(&self) {
+        self.life.lock().told_destroyed = true;
+    }
+
+    /// Closes some of its handles; whether none is left.
+    fn close_some(&self) -> bool {
+        for _ in 0..STEP {
+            // The entry is dropped when the table's lock is not held: its object may be this domain.
+            let entry = self.handles.lock().table.pop();
+            if entry.is_none() {
+                let mut handles = self.handles.lock();
+                let max = handles.table.max();
+                let old = core::mem::replace(&mut handles.table, HandleTable::new(max));
+                let bytes = old.capacity() * HandleTable::<Entry<V>>::PLACE;
+                handles.charge.reduce(Amounts::heap(bytes));
+                drop(handles);
+                self.set_watch(None);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Ends claims that it has on domains behind the one numbered `after`.
+    fn release_some(&self, mut after: u32) -> Teardown {
+        for _ in 0..STEP {
+            let Some(other) = self.kernel.next_domain(after) else {
+                return Teardown::Vcpus;
+            };
+            if !other.release_one_of(self.number) {
+                after = other.number;
+            }
+        }
+        Teardown::Claims(after)
+    }
+
+    /// Drops what ran, and the claims of others.
+    fn drop_vcpus(&self) {
+        let vcpus = core::mem::take(&mut self.life.lock().vcpus);
+        for vcpu in &vcpus {
+            drop(vcpu.context.lock().take());
+            vcpu.events.lock().close();
+        }
+        drop(core::mem::take(&mut *self.claims.lock()));
+        self.claim_count.store(0, Ordering::Release);
+        // Tables that a CPU may still have cached become free from here on: each forgets them before it enters another guest.
+        self.kernel.sched.flush_later();
+    }
+
+    /// Takes apart some of its address space; whether all of it is gone.
+    fn reclaim_some(&self) -> bool {
+        let done = self.with_space(|space| space.reclaim()).unwrap_or(true);
+        if done {
+            let space = self.space.lock().take();
+            if let Some(space) = space {
+                space.destroy();
+            }
+        }
+        done
+    }
+}
+
+impl<V: Vendor> Drop for Domain<V> {
+    fn drop(&mut self) {
+        // One that could not be listed has its empty address space still. Nobody has ever used it.
+        if let Some(space) = self.space.get_mut().take() {
+            space.destroy();
+        }
     }
 }

@@ -2,6 +2,9 @@
 
 use core::fmt;
 
+use plinth_abi::Reason;
+use plinth_abi::domain::fault;
+
 use crate::mem::Gpa;
 use crate::virt::exit::{EntryFailure, NestedFault};
 
@@ -16,9 +19,9 @@ pub enum Ending {
     NestedFault(NestedFault),
     /// Its nested page tables were found broken: a defect of the kernel.
     NestedMisconfiguration(Gpa),
-    /// Its time budget is used up.
-    OutOfTime,
-    /// It halted and nothing can wake it.
+    /// Somebody killed it.
+    Killed,
+    /// Its vCPUs halted and nothing can wake one.
     Halted,
     /// A hardware task switch, which Plinth does not emulate.
     TaskSwitch {
@@ -38,6 +41,41 @@ pub enum Ending {
         /// Guest-physical address, EXITINFO2.
         info2: u64,
     },
+}
+
+impl Ending {
+    /// As `DOMAIN_INFO` tells it: the reason, and more about it.
+    pub const fn as_told(&self) -> (Reason, [u64; 3]) {
+        match *self {
+            Self::Status(status) => (Reason::STATUS, [status, 0, 0]),
+            Self::Killed => (Reason::KILLED, [0; 3]),
+            Self::TripleFault => (Reason::TRIPLE_FAULT, [0; 3]),
+            Self::NestedFault(fault) => {
+                let NestedFault {
+                    gpa,
+                    write,
+                    fetch,
+                    table_walk,
+                    present,
+                } = fault;
+                let bits = write as u64 * fault::WRITE
+                    | fetch as u64 * fault::FETCH
+                    | table_walk as u64 * fault::TABLE_WALK
+                    | present as u64 * fault::PRESENT;
+                (Reason::NESTED_FAULT, [gpa.get(), bits, 0])
+            }
+            Self::NestedMisconfiguration(gpa) => {
+                (Reason::NESTED_MISCONFIGURATION, [gpa.get(), 0, 0])
+            }
+            Self::Halted => (Reason::HALTED, [0; 3]),
+            Self::EntryFailed(failure) => (Reason::ENTRY_FAILED, [failure.code, 0, 0]),
+            Self::TaskSwitch { selector } => (Reason::TASK_SWITCH, [selector as u64, 0, 0]),
+            Self::Undecodable => (Reason::UNDECODABLE, [0; 3]),
+            Self::UnexpectedExit { code, info1, info2 } => {
+                (Reason::UNEXPECTED_EXIT, [code, info1, info2])
+            }
+        }
+    }
 }
 
 impl fmt::Display for Ending {
@@ -69,7 +107,7 @@ impl fmt::Display for Ending {
                     "nested page tables broken at guest-physical {gpa} (a defect of the kernel)"
                 )
             }
-            Self::OutOfTime => f.write_str("time budget used up"),
+            Self::Killed => f.write_str("killed"),
             Self::Halted => f.write_str("halted, and nothing can wake it"),
             Self::TaskSwitch { selector } => write!(
                 f,

@@ -1,231 +1,425 @@
-//! Which vCPU runs where and when: one queue of those that are ready, slices of equal length, idle CPUs halt.
+//! Which vCPU runs where and when.
+//!
+//! Each CPU has a queue. Those that are ready take turns, each as long as its weight says (deficit round robin: who ran too long
+//! pays in the next turn). Who wakes with credit left, because it used less than its share, runs before the others. A cap parks a
+//! vCPU until the next period. A CPU without work takes some from the one that has most, and now and then CPUs even out what
+//! they have. Choosing the next one takes constant time.
 
-use alloc::boxed::Box;
-use alloc::collections::VecDeque;
-use alloc::sync::Arc;
+mod cpu;
+mod entity;
+mod queue;
+mod timers;
+
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use plinth_abi::{Schedule, Status};
 use spin::Mutex;
 
-use crate::arch::cpu::Cpu;
-use crate::arch::{apic, power, time, trap};
-use crate::boot::{cmdline, modules};
-use crate::guests::{self, Guest};
-use crate::mem::frames::{Kind, frames};
-use crate::object::{DomainId, Ending, Stop, Vcpu};
-use crate::rules::cpuid::CpuidTable;
+use crate::arch::cpu::{self as machine, Cpu, PENDING_FLUSH, PENDING_RESCHEDULE};
+use crate::arch::{apic, time};
+use crate::mem::Ref;
+use crate::object::Vcpu;
+use crate::trace::{self, Kind};
 use crate::virt::Vendor;
 
-/// How long a vCPU runs before others of its CPU have their turn.
-const SLICE_MS: u64 = 10;
-/// How many guests of the list live at the same time.
-const LIVE: usize = 2;
+pub use entity::{Activity, Entity, Units};
+pub use queue::Position;
+pub use timers::{NOWHERE, Waiter};
 
-/// All that the CPUs share in running guests.
-pub struct Scheduler<V: Vendor> {
-    state: Mutex<State<V>>,
-    cpuid: CpuidTable,
-    next_domain: AtomicU32,
-    /// Grows with every domain's end; a CPU that has seen less flushes before it enters a guest.
-    flush_epoch: AtomicU64,
+use queue::{Place, Queue};
+
+/// How often CPUs compare what they have to do, in microseconds.
+const BALANCE_US: u64 = 20_000;
+/// How long another CPU is given to leave a guest before it gets an NMI, in microseconds: there are CPUs (Bochs's) that take no
+/// interrupt in a guest that was entered with interrupts off.
+const PATIENCE_US: u64 = 100;
+
+impl<V: Vendor> PartialEq for Ref<Vcpu<V>> {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other)
+    }
 }
 
-struct State<V: Vendor> {
-    /// Ready to run.
-    ready: VecDeque<Box<Vcpu<V>>>,
-    /// Guests of the list that have not been started, the next one last.
-    waiting: Vec<Guest>,
-    /// Domains that were started and have not ended, those that are being built included.
-    live: usize,
-    /// Domains that ended otherwise than expected, or could not be built.
-    surprises: u32,
-    /// A CPU has been told to end the machine; the others have nothing left to do.
-    finishing: bool,
-    /// CPUs that halt for want of work.
-    idle: Vec<&'static Cpu>,
+/// The scheduler.
+pub struct Sched<V: Vendor> {
+    cpus: Vec<CpuState<V>>,
+    units: Units,
+    /// vCPUs that there is room for in the queues.
+    room: AtomicUsize,
+    /// vCPUs that there are.
+    live: AtomicUsize,
+    /// Grows with every change of nested tables that a CPU may have cached; one that has seen less flushes before it enters a
+    /// guest.
+    epoch: AtomicU64,
+    /// Somebody has to look at the first domain's end.
+    attention: AtomicBool,
 }
 
-/// What a CPU does next.
-enum Work<V: Vendor> {
-    Build(Guest),
-    Run(Box<Vcpu<V>>),
-    Idle,
-    Finish { surprises: u32 },
+/// What the scheduler knows of a CPU.
+struct CpuState<V: Vendor> {
+    cpu: &'static Cpu,
+    queue: Mutex<Queue<Ref<Vcpu<V>>>>,
+    /// The weights of those that are ready and of the one that runs.
+    load: AtomicU64,
+    /// It halts, or is about to.
+    idle: AtomicBool,
+    /// The vCPU that it runs was not woken: one that is may take its place.
+    interruptible: AtomicBool,
+    /// The number of the domain that it runs; 0: none.
+    domain: AtomicU64,
+    /// The epoch that it has flushed for.
+    flushed: AtomicU64,
+    idle_ticks: AtomicU64,
+    idle_halts: AtomicU64,
+    /// When it compared its load with others' last.
+    balanced: AtomicU64,
 }
 
-impl<V: Vendor> Scheduler<V> {
-    /// A scheduler that will start these guests.
-    pub fn new(list: &[Guest], cpuid: CpuidTable) -> Self {
+impl<V: Vendor> Sched<V> {
+    /// A scheduler for all CPUs that are online.
+    pub fn new() -> Self {
+        let cpus = machine::cpus().iter().map(|&cpu| CpuState {
+            cpu,
+            queue: Mutex::new(Queue::new()),
+            load: AtomicU64::new(0),
+            idle: AtomicBool::new(false),
+            interruptible: AtomicBool::new(false),
+            domain: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            idle_ticks: AtomicU64::new(0),
+            idle_halts: AtomicU64::new(0),
+            balanced: AtomicU64::new(0),
+        });
         Self {
-            state: Mutex::new(State {
-                ready: VecDeque::new(),
-                waiting: list.iter().rev().copied().collect(),
-                live: 0,
-                surprises: 0,
-                finishing: false,
-                idle: Vec::new(),
-            }),
-            cpuid,
-            next_domain: AtomicU32::new(1),
-            flush_epoch: AtomicU64::new(0),
+            cpus: cpus.collect(),
+            units: Units::of_tsc(time::tsc_hz()),
+            room: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
+            epoch: AtomicU64::new(0),
+            attention: AtomicBool::new(false),
         }
     }
 
-    /// A CPU's life from here on.
-    pub fn run(&self, cpu: &'static Cpu, hardware: &mut V::Cpu) -> ! {
-        let mut flushed = 0;
-        loop {
-            match self.next(cpu) {
-                Work::Build(guest) => self.build(&guest, hardware),
-                Work::Run(vcpu) => {
-                    let epoch = self.flush_epoch.load(Ordering::Acquire);
-                    if epoch != flushed {
-                        V::flush_all(hardware);
-                        flushed = epoch;
-                    }
-                    self.run_slice(vcpu, cpu, hardware);
-                }
-                Work::Idle => {
-                    time::disarm();
-                    trap::enable_and_halt();
-                }
-                Work::Finish { surprises } => {
-                    V::disable(hardware);
-                    let left = {
-                        let frames = frames();
-                        frames.count(Kind::GuestRam) + frames.count(Kind::NestedTable)
-                    };
-                    log::info!("guests' memory left: {left} frames");
-                    log::info!(
-                        "all guests have ended, {surprises} of them otherwise than expected"
-                    );
-                    power::end(cmdline::options().end, surprises);
-                }
+    /// How many CPUs there are.
+    pub fn cpus(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// TSC ticks that a CPU has been idle, and how often it halted.
+    pub fn idle(&self, cpu: usize) -> (u64, u64) {
+        self.cpus.get(cpu).map_or((0, 0), |state| {
+            (
+                state.idle_ticks.load(Ordering::Relaxed),
+                state.idle_halts.load(Ordering::Relaxed),
+            )
+        })
+    }
+
+    /// Makes room in the queues for one more vCPU.
+    ///
+    /// # Errors
+    /// `NO_MEMORY`.
+    pub fn admit(&self) -> Result<(), Status> {
+        let live = self.live.fetch_add(1, Ordering::AcqRel) + 1;
+        if live <= self.room.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // By doubling, so that it is seldom.
+        let room = (2 * live).max(64);
+        for state in &self.cpus {
+            if let Err(why) = state.queue.lock().reserve(room) {
+                self.dismiss();
+                return Err(why);
             }
         }
+        self.room.fetch_max(room, Ordering::AcqRel);
+        Ok(())
     }
 
-    fn next(&self, cpu: &'static Cpu) -> Work<V> {
-        let mut state = self.state.lock();
-        state.idle.retain(|idle| idle.id != cpu.id);
-        if state.live < LIVE
-            && let Some(guest) = state.waiting.pop()
-        {
-            state.live += 1;
-            return Work::Build(guest);
-        }
-        if let Some(vcpu) = state.ready.pop_front() {
-            return Work::Run(vcpu);
-        }
-        if state.live == 0 && state.waiting.is_empty() && !state.finishing {
-            state.finishing = true;
-            return Work::Finish {
-                surprises: state.surprises,
-            };
-        }
-        // Still under the lock: whoever makes work sees this CPU in the list and sends it an interrupt, which stays
-        // pending until the halt.
-        state.idle.push(cpu);
-        Work::Idle
+    /// A vCPU leaves its room to the next.
+    pub fn dismiss(&self) {
+        self.live.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Puts a vCPU at the end of the queue and wakes a CPU that has nothing to do.
-    fn make_ready(&self, vcpu: Box<Vcpu<V>>) {
-        let mut state = self.state.lock();
-        state.ready.push_back(vcpu);
-        Self::wake(&mut state);
+    fn state(&self, cpu: u32) -> Option<&CpuState<V>> {
+        self.cpus.get(cpu as usize)
     }
 
-    fn wake(state: &mut State<V>) {
-        if let Some(idle) = state.idle.pop() {
-            apic::send_ipi(idle.apic_id(), apic::KICK);
+    /// Gets a CPU's attention.
+    fn attract(&self, state: &CpuState<V>, flag: u32) {
+        state.cpu.pending.fetch_or(flag, Ordering::SeqCst);
+        if state.cpu.id != machine::cpu().id {
+            apic::send_ipi(state.cpu.apic_id(), apic::KICK);
         }
     }
 
-    fn build(&self, guest: &Guest, hardware: &mut V::Cpu) {
-        let id = DomainId(self.next_domain.fetch_add(1, Ordering::Relaxed));
-        let mut path = heapless::String::<64>::new();
-        let named = path
-            .push_str("guests/")
-            .and_then(|()| path.push_str(guest.name));
-        let image = named.ok().and_then(|()| modules::modules().find(&path));
-        let Some(image) = image else {
-            log::error!("guest \"{}\": the module archive has no {path}", guest.name);
-            return self.forget(true);
+    /// Somebody has to look at the first domain's end.
+    pub fn ask_for_attention(&self) {
+        self.attention.store(true, Ordering::Release);
+        if let Some(first) = self.cpus.first() {
+            self.attract(first, PENDING_RESCHEDULE);
+        }
+    }
+
+    // What others do to a vCPU. Each locks its entity first, then a queue.
+
+    /// Makes a vCPU that does not run ready. The entity is its.
+    fn enqueue(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, position: Position, now: u64) {
+        entity.change(Activity::Ready, now);
+        let Some(target) = self.target(entity) else {
+            return;
         };
-        match guests::build::<V>(id, guest, image, self.cpuid.clone(), hardware) {
-            Ok(vcpu) => {
-                log::info!(
-                    "domain {id} \"{}\" starts: {} KiB of RAM",
-                    guest.name,
-                    guest.ram >> 10
-                );
-                self.make_ready(vcpu);
+        if target.cpu.id != entity.cpu {
+            entity.migrations += 1;
+            entity.cpu = target.cpu.id;
+        }
+        entity.ticket = entity.ticket.wrapping_add(1);
+        let place = Place {
+            vcpu: vcpu.clone(),
+            ticket: entity.ticket,
+            weight: entity.weight(),
+            pinned: entity.pin().is_some(),
+        };
+        target.load.fetch_add(place.weight, Ordering::Relaxed);
+        target.queue.lock().add(place, position);
+        let wanted = target.idle.load(Ordering::SeqCst)
+            || position == Position::Boosted && target.interruptible.load(Ordering::Relaxed);
+        if wanted {
+            self.attract(target, PENDING_RESCHEDULE);
+        }
+    }
+
+    /// The CPU for a vCPU that becomes ready: the one it is pinned to, or its last one where that idles or none does, or one that idles.
+    fn target(&self, entity: &Entity) -> Option<&CpuState<V>> {
+        if let Some(pin) = entity.pin() {
+            return self.state(pin);
+        }
+        let last = self.state(entity.cpu);
+        if last.is_some_and(|state| state.idle.load(Ordering::Relaxed)) {
+            return last;
+        }
+        let idle = self
+            .cpus
+            .iter()
+            .find(|state| state.idle.load(Ordering::Relaxed));
+        idle.or(last).or(self.cpus.first())
+    }
+
+    fn dequeue(&self, vcpu: &Ref<Vcpu<V>>, entity: &Entity) {
+        let Some(state) = self.state(entity.cpu) else {
+            return;
+        };
+        let mut queue = state.queue.lock();
+        let before = queue.weight();
+        queue.remove(vcpu);
+        state
+            .load
+            .fetch_sub(before - queue.weight(), Ordering::Relaxed);
+    }
+
+    fn stop_timer(&self, vcpu: &Ref<Vcpu<V>>, entity: &Entity) {
+        if vcpu.place() == NOWHERE {
+            return;
+        }
+        if let Some(state) = self.state(entity.cpu) {
+            let taken = state.queue.lock().timers.take(vcpu);
+            drop(taken);
+        }
+    }
+
+    /// What a blocked vCPU waits for may have come. One that runs will look again before it blocks.
+    pub fn wake(&self, vcpu: &Ref<Vcpu<V>>) {
+        let now = time::tsc();
+        let mut entity = vcpu.entity.lock();
+        match entity.activity {
+            Activity::Running => entity.woken = true,
+            Activity::Blocked => self.unblock(vcpu, &mut entity, now),
+            _ => {}
+        }
+    }
+
+    fn unblock(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, now: u64) {
+        self.stop_timer(vcpu, entity);
+        let others = self
+            .state(entity.cpu)
+            .map_or(0, |state| state.load.load(Ordering::Relaxed));
+        let ticks = entity.change(Activity::Held, now);
+        entity.earn(ticks, others, &self.units);
+        trace::record(Kind::WAKE, vcpu.domain.number, vcpu.index, entity.cpu);
+        if !entity.held {
+            let position = if entity.credit > 0 {
+                Position::Boosted
+            } else {
+                Position::Back
+            };
+            self.enqueue(vcpu, entity, position, now);
+        }
+    }
+
+    /// The time that a vCPU waited for has come.
+    fn expire(&self, vcpu: &Ref<Vcpu<V>>, now: u64) {
+        let mut entity = vcpu.entity.lock();
+        match entity.activity {
+            Activity::Blocked => self.unblock(vcpu, &mut entity, now),
+            Activity::Capped => {
+                entity.change(Activity::Held, now);
+                if !entity.held {
+                    self.enqueue(vcpu, &mut entity, Position::Back, now);
+                }
             }
-            Err(why) => {
-                log::error!("guest \"{}\" could not be built: {why}", guest.name);
-                self.forget(true);
+            _ => {}
+        }
+    }
+
+    /// Lets a vCPU run that was held.
+    pub fn release(&self, vcpu: &Ref<Vcpu<V>>) {
+        let now = time::tsc();
+        let mut entity = vcpu.entity.lock();
+        entity.held = false;
+        if entity.activity == Activity::Held && !entity.finished {
+            self.place_new(&mut entity);
+            self.enqueue(vcpu, &mut entity, Position::Back, now);
+        }
+    }
+
+    /// One that never ran goes where there is least to do.
+    fn place_new(&self, entity: &mut Entity) {
+        if entity.switches == 0
+            && let Some(least) = self
+                .cpus
+                .iter()
+                .min_by_key(|state| state.load.load(Ordering::Relaxed))
+        {
+            entity.cpu = least.cpu.id;
+        }
+    }
+
+    /// Holds a vCPU. One that runs leaves its CPU soon after.
+    pub fn hold(&self, vcpu: &Ref<Vcpu<V>>) {
+        let mut entity = vcpu.entity.lock();
+        entity.held = true;
+        match entity.activity {
+            Activity::Ready => {
+                self.dequeue(vcpu, &entity);
+                entity.change(Activity::Held, time::tsc());
+            }
+            Activity::Running => self.expel(vcpu, &entity),
+            _ => {}
+        }
+    }
+
+    /// Ends a vCPU; whether that is done. One that runs leaves its CPU soon after, and tells its domain.
+    pub fn finish(&self, vcpu: &Ref<Vcpu<V>>) -> bool {
+        let mut entity = vcpu.entity.lock();
+        entity.finished = true;
+        match entity.activity {
+            Activity::Running => {
+                self.expel(vcpu, &entity);
+                return false;
+            }
+            Activity::Ready => self.dequeue(vcpu, &entity),
+            Activity::Blocked | Activity::Capped => self.stop_timer(vcpu, &entity),
+            Activity::Held | Activity::Over => {}
+        }
+        entity.change(Activity::Over, time::tsc());
+        true
+    }
+
+    fn expel(&self, vcpu: &Ref<Vcpu<V>>, entity: &Entity) {
+        vcpu.must_leave.store(true, Ordering::SeqCst);
+        if let Some(state) = self.state(entity.cpu) {
+            self.attract(state, PENDING_RESCHEDULE);
+        }
+    }
+
+    /// Makes a vCPU that runs look at what is pending for it.
+    pub fn kick(&self, vcpu: &Ref<Vcpu<V>>) {
+        let entity = vcpu.entity.lock();
+        if entity.activity == Activity::Running
+            && let Some(state) = self.state(entity.cpu)
+        {
+            self.attract(state, PENDING_RESCHEDULE);
+        }
+    }
+
+    /// Changes how a vCPU is scheduled.
+    ///
+    /// # Errors
+    /// `BAD_ARGUMENT` for a value out of its range, `WRONG_STATE` where it is over.
+    pub fn set_schedule(&self, vcpu: &Ref<Vcpu<V>>, schedule: &Schedule) -> Result<(), Status> {
+        let weights = Schedule::MIN_WEIGHT..=Schedule::MAX_WEIGHT;
+        let pinned = schedule.cpu != Schedule::ANY_CPU;
+        if !weights.contains(&schedule.weight)
+            || schedule.cap > 100
+            || pinned && self.state(schedule.cpu).is_none()
+            || schedule.reserved != 0
+        {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        let now = time::tsc();
+        let mut entity = vcpu.entity.lock();
+        if entity.is_over() {
+            return Err(Status::WRONG_STATE);
+        }
+        // One that waits for a CPU waits anew: its weight is part of the load, and it may be for another CPU now.
+        let ready = entity.activity == Activity::Ready;
+        if ready {
+            self.dequeue(vcpu, &entity);
+        }
+        entity.schedule = *schedule;
+        entity.credit = entity.credit.min(entity.turn(&self.units));
+        match entity.activity {
+            Activity::Ready => self.enqueue(vcpu, &mut entity, Position::Back, now),
+            Activity::Running => self.expel(vcpu, &entity),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    // Flushes.
+
+    /// Nested tables have changed that no CPU uses at present: each flushes before it enters a guest again.
+    pub fn flush_later(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Nested tables of the domain numbered so have changed: returns when no CPU uses what they said any more. The caller
+    /// holds no lock.
+    pub fn flush_now(&self, me: &Cpu, hardware: &mut V::Cpu, domain: u32) {
+        let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
+        self.flush(me, hardware);
+        for state in &self.cpus {
+            let runs = || {
+                state.domain.load(Ordering::SeqCst) == domain.into()
+                    && state.flushed.load(Ordering::SeqCst) < epoch
+            };
+            if state.cpu.id == me.id || !runs() {
+                continue;
+            }
+            self.attract(state, PENDING_FLUSH);
+            let mut patience = time::tsc() + time::ticks_of_us(PATIENCE_US);
+            while runs() {
+                // The other one may be waiting for this CPU.
+                self.flush(me, hardware);
+                if time::tsc() > patience {
+                    apic::send_nmi(state.cpu.apic_id());
+                    patience = time::tsc() + time::ticks_of_us(PATIENCE_US);
+                }
+                core::hint::spin_loop();
             }
         }
     }
 
-    fn run_slice(&self, mut vcpu: Box<Vcpu<V>>, cpu: &'static Cpu, hardware: &mut V::Cpu) {
-        let deadline = time::tsc() + time::tsc_hz() / 1000 * SLICE_MS;
-        let stop = vcpu.run(cpu, hardware, deadline);
-        let guest = guests::listed(vcpu.domain.name());
-        let spent_ms = time::ms_of_ticks(vcpu.run_ticks);
-        match stop {
-            Stop::Ended(ending) => self.end(*vcpu, ending),
-            Stop::Blocked => self.end(*vcpu, Ending::Halted),
-            Stop::Preempted | Stop::Yielded if spent_ms >= guest.budget_ms => {
-                self.end(*vcpu, Ending::OutOfTime)
-            }
-            Stop::Preempted | Stop::Yielded => self.make_ready(vcpu),
-        }
-    }
-
-    /// Reports a domain's end and takes everything back.
-    fn end(&self, vcpu: Vcpu<V>, ending: Ending) {
-        let guest = guests::listed(vcpu.domain.name());
-        let expected = guest.expected.matches(&ending);
-        vcpu.domain.finish_console();
-        log::info!(
-            "domain {} \"{}\" ended: {ending}, rip {:#x}{}",
-            vcpu.domain.id,
-            vcpu.domain.name(),
-            vcpu.last_rip,
-            if expected { "" } else { " (not expected)" },
-        );
-        log::info!(
-            "domain {} \"{}\" ran {} ms, was preempted {} times, left {} times:{}",
-            vcpu.domain.id,
-            vcpu.domain.name(),
-            time::ms_of_ticks(vcpu.run_ticks),
-            vcpu.preemptions,
-            vcpu.counters.total(),
-            vcpu.counters,
-        );
-        let Vcpu { domain, hw, .. } = vcpu;
-        drop(hw);
-        // A later domain may get the same frames for its tables: every CPU forgets what it cached before it enters that one.
-        // Nobody runs this domain any more. This comes before its frames are free: another CPU may build a domain from them,
-        // and run it, before this one gets any further.
-        self.flush_epoch.fetch_add(1, Ordering::Release);
-        match Arc::try_unwrap(domain) {
-            Ok(domain) => domain.free(),
-            Err(domain) => log::error!("domain {} is still in use and stays in memory", domain.id),
-        }
-        self.forget(!expected);
-    }
-
-    fn forget(&self, surprise: bool) {
-        let mut state = self.state.lock();
-        state.live -= 1;
-        state.surprises += u32::from(surprise);
-        // Whoever idles may build the next guest, or finish.
-        while !state.idle.is_empty() {
-            Self::wake(&mut state);
+    /// Flushes the calling CPU, if there is something that it has not flushed for.
+    fn flush(&self, me: &Cpu, hardware: &mut V::Cpu) {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let Some(state) = self.state(me.id) else {
+            return;
+        };
+        if state.flushed.load(Ordering::Relaxed) != epoch {
+            V::flush_all(hardware);
+            state.flushed.store(epoch, Ordering::SeqCst);
         }
     }
 }

@@ -1,18 +1,16 @@
 //! Entering guests: what follows where the CPU refuses.
 
-use alloc::boxed::Box;
 use alloc::format;
-use alloc::sync::Arc;
 
 use super::{check, tests};
 use crate::arch::{cpu, time};
-use crate::boot::modules;
 use crate::mem::frames::{Kind, frames};
-use crate::object::{DomainId, Ending, Stop, Vcpu};
+use crate::mem::{Ref, reaper};
+use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
 use crate::virt::svm::Svm;
 use crate::virt::vmx::Vmx;
 use crate::virt::{Vcpu as _, Vendor};
-use crate::{guests, launch};
+use crate::{launch, root};
 
 tests!("entry": a_refused_entry_ends_that_guest_alone);
 
@@ -35,28 +33,30 @@ fn with<V: Vendor>() -> super::Outcome {
 }
 
 fn refused_and_after<V: Vendor>(hardware: &mut V::Cpu) -> super::Outcome {
-    let mut broken = build::<V>(1, hardware)?;
-    broken.hw.attach(hardware);
-    let efer = broken.hw.efer();
-    broken.hw.set_efer(efer | NO_BIT_OF_EFER);
-    broken.hw.detach(hardware);
-    let stop = run(&mut broken, hardware);
+    let kernel = launch::kernel::<V>();
+    let broken = build(kernel, hardware)?;
+    with_context(&broken, |context| {
+        context.hw.attach(hardware, broken.domain.hardware());
+        let efer = context.hw.efer();
+        context.hw.set_efer(efer | NO_BIT_OF_EFER);
+        context.hw.detach(hardware);
+    });
+    let stop = run(&broken, hardware);
     check!(
-        matches!(stop, Stop::Ended(Ending::EntryFailed(_))),
+        matches!(stop, Some(Stop::Ended(Ending::EntryFailed(_)))),
         "the broken one stopped by {stop:?}"
     );
-    free(*broken);
+    end(&broken)?;
 
-    let mut sound = build::<V>(2, hardware)?;
-    let mut stop = run(&mut sound, hardware);
-    while matches!(stop, Stop::Preempted | Stop::Yielded) {
-        stop = run(&mut sound, hardware);
-    }
+    let sound = build(kernel, hardware)?;
+    let stop = run(&sound, hardware);
     check!(
-        stop == Stop::Ended(Ending::Status(0)),
+        stop == Some(Stop::Ended(Ending::Status(0))),
         "the one after it stopped by {stop:?}"
     );
-    free(*sound);
+    end(&sound)?;
+    drop((broken, sound));
+    while reaper::step() {}
 
     let left = {
         let frames = frames();
@@ -66,30 +66,51 @@ fn refused_and_after<V: Vendor>(hardware: &mut V::Cpu) -> super::Outcome {
     Ok(())
 }
 
-fn build<V: Vendor>(id: u32, hardware: &mut V::Cpu) -> Result<Box<Vcpu<V>>, alloc::string::String> {
-    let guest = guests::listed("hello");
-    let image = modules::modules().find("guests/hello");
-    let image = image.ok_or("the image has no guest hello")?;
-    guests::build::<V>(
-        DomainId(id),
-        &guest,
-        image,
-        launch::guest_cpuid::<V>(),
-        hardware,
-    )
-    .map_err(|why| format!("{why}"))
+fn build<V: Vendor>(
+    kernel: &'static Kernel<V>,
+    hardware: &mut V::Cpu,
+) -> Result<Ref<Vcpu<V>>, alloc::string::String> {
+    let built = root::build(kernel, hardware, "hello");
+    built.map(|(_, vcpu)| vcpu).map_err(|why| format!("{why}"))
 }
 
-fn run<V: Vendor>(vcpu: &mut Vcpu<V>, hardware: &mut V::Cpu) -> Stop {
+fn with_context<V: Vendor, R>(vcpu: &Vcpu<V>, f: impl FnOnce(&mut Context<V>) -> R) -> Option<R> {
+    vcpu.context.lock().as_deref_mut().map(f)
+}
+
+/// Runs until the end of the domain.
+fn run<V: Vendor>(vcpu: &Ref<Vcpu<V>>, hardware: &mut V::Cpu) -> Option<Stop> {
     const SLICE_US: u64 = 100_000;
-    let deadline = time::tsc() + time::ticks_of_us(SLICE_US);
-    vcpu.run(cpu::cpu(), hardware, deadline)
+    with_context(vcpu, |context| {
+        loop {
+            let deadline = time::tsc() + time::ticks_of_us(SLICE_US);
+            cpu::cpu().take_pending();
+            time::arm(deadline);
+            context.attach(hardware);
+            context.set_deadline(hardware, deadline);
+            let mut run = Run {
+                vcpu,
+                cpu: cpu::cpu(),
+                hardware,
+            };
+            let stop = context.run_loop(&mut run, deadline);
+            if let Stop::Ended(ending) = stop {
+                context.report(ending);
+            }
+            context.detach(hardware);
+            if matches!(stop, Stop::Ended(_) | Stop::Blocked(_)) {
+                return stop;
+            }
+        }
+    })
 }
 
-fn free<V: Vendor>(vcpu: Vcpu<V>) {
-    let Vcpu { domain, hw, .. } = vcpu;
-    drop(hw);
-    if let Some(domain) = Arc::into_inner(domain) {
-        domain.free();
+fn end<V: Vendor>(vcpu: &Vcpu<V>) -> super::Outcome {
+    loop {
+        match vcpu.domain.destroy_step() {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(why) => return Err(format!("the domain cannot be destroyed: {why}")),
+        }
     }
 }

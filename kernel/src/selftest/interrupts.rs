@@ -1,12 +1,18 @@
-//! Interrupts between CPUs, and to oneself.
+//! Interrupts between CPUs and to oneself, and from the machine's lines.
 
-#![allow(unsafe_code, reason = "looks at every register across an interrupt")]
+#![allow(
+    unsafe_code,
+    reason = "looks at every register across an interrupt; ports of the PIT"
+)]
 
 use core::arch::asm;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::instructions::port::Port;
 
 use super::{check, mailbox, tests};
 use crate::arch::cpu::{self, Cpu};
+use crate::arch::irq::{self, BindError};
 use crate::arch::{apic, time, trap};
 use crate::log;
 
@@ -17,6 +23,10 @@ tests!("interrupts":
     unexpected_vectors_are_counted,
     registers_survive,
     a_kick_ends_a_halt,
+    an_edge_waits_for_the_unmasking_of_its_line,
+    a_level_comes_again_while_it_is_active,
+    a_line_interrupts_the_cpu_it_is_bound_to,
+    lines_that_are_not_there_are_refused,
     no_apic_reported_an_error,
 );
 
@@ -258,6 +268,144 @@ fn a_kick_ends_a_halt() -> super::Outcome {
             woken >= sent,
             "woken by cpu{} before it sent anything",
             other.id
+        );
+    }
+    Ok(())
+}
+
+/// The PIT's line.
+const PIT: u8 = 0;
+/// Of its ticks.
+const MILLISECOND: u16 = 1193;
+/// How long is waited for what must not come, in microseconds: several times what the PIT takes.
+const QUIET_US: u64 = 20_000;
+
+/// Calls of [`count_line`], and the CPU of the last.
+static LINE_CALLS: AtomicU64 = AtomicU64::new(0);
+static LINE_CPU: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// A handler of [`PIT`].
+fn count_line(line: u8) {
+    if line == PIT {
+        LINE_CPU.store(u64::from(cpu::cpu().id), Ordering::Relaxed);
+        LINE_CALLS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn line_calls() -> u64 {
+    LINE_CALLS.load(Ordering::Relaxed)
+}
+
+/// The PIT's line becomes inactive, and after `count` ticks (1.193182 MHz; 0 is 65536) active; it stays so.
+fn pit_one_shot(count: u16) {
+    // Mode 0 of channel 0, binary.
+    const MODE_0: u8 = 0b0011_0000;
+    let count = count.to_le_bytes();
+    // SAFETY: the kernel uses channel 0 for nothing else before guests run.
+    unsafe {
+        Port::<u8>::new(0x43).write(MODE_0);
+        Port::<u8>::new(0x40).write(count[0]);
+        Port::<u8>::new(0x40).write(count[1]);
+    }
+}
+
+/// Waits until the handler was called `expected` times since it had been called `before` times, and some more for what should
+/// not come.
+fn expect_calls(before: u64, expected: u64, when: &str) -> super::Outcome {
+    await_interrupt(ARRIVAL_US, || line_calls() - before >= expected);
+    await_interrupt(QUIET_US, || line_calls() - before > expected);
+    let gone = line_calls() - before;
+    check!(gone == expected, "{gone} calls, not {expected}, {when}");
+    Ok(())
+}
+
+fn bind_pit(cpu: &Cpu) -> super::Outcome {
+    irq::bind(PIT, cpu.apic_id(), count_line).map_err(|why| alloc::format!("{why:?}"))
+}
+
+fn an_edge_waits_for_the_unmasking_of_its_line() -> super::Outcome {
+    // No tick of the firmware's any more.
+    pit_one_shot(0);
+    bind_pit(cpu::cpu())?;
+    let before = line_calls();
+    pit_one_shot(MILLISECOND);
+    expect_calls(before, 1, "after the first edge")?;
+    for _ in 0..2 {
+        pit_one_shot(MILLISECOND);
+        expect_calls(before, 1, "after edges at a line that is not unmasked")?;
+    }
+    irq::unmask(PIT);
+    expect_calls(
+        before,
+        2,
+        "after its unmasking: the edges since make one call",
+    )?;
+    irq::unmask(PIT);
+    expect_calls(before, 2, "after an unmasking without an edge")?;
+    pit_one_shot(MILLISECOND);
+    expect_calls(before, 3, "after the next edge")?;
+    irq::mask(PIT);
+    pit_one_shot(MILLISECOND);
+    expect_calls(before, 3, "after an edge at a masked line")?;
+    irq::unmask(PIT);
+    expect_calls(before, 3, "after its unmasking")?;
+    pit_one_shot(MILLISECOND);
+    expect_calls(before, 4, "after the edge behind that")?;
+    irq::mask(PIT);
+    Ok(())
+}
+
+fn a_level_comes_again_while_it_is_active() -> super::Outcome {
+    irq::force_trigger(PIT, true);
+    pit_one_shot(MILLISECOND);
+    let before = line_calls();
+    bind_pit(cpu::cpu())?;
+    expect_calls(before, 1, "after the line became active")?;
+    irq::unmask(PIT);
+    expect_calls(before, 2, "after its unmasking while active")?;
+    pit_one_shot(MILLISECOND);
+    irq::unmask(PIT);
+    expect_calls(before, 3, "after it became active again")?;
+    // Inactive for a while: QEMU takes what is active now for an edge later.
+    pit_one_shot(0);
+    irq::force_trigger(PIT, false);
+    Ok(())
+}
+
+fn a_line_interrupts_the_cpu_it_is_bound_to() -> super::Outcome {
+    for other in mailbox::others() {
+        bind_pit(other)?;
+        let before = line_calls();
+        let arrived = mailbox::start(other.id, move || {
+            pit_one_shot(MILLISECOND);
+            await_interrupt(ARRIVAL_US, || line_calls() != before)
+        })
+        .wait()?;
+        irq::mask(PIT);
+        check!(arrived, "none arrived on cpu{}", other.id);
+        let taker = LINE_CPU.load(Ordering::Relaxed);
+        check!(
+            taker == u64::from(other.id),
+            "cpu{taker} took one of cpu{}",
+            other.id
+        );
+    }
+    Ok(())
+}
+
+fn lines_that_are_not_there_are_refused() -> super::Outcome {
+    let me = cpu::cpu().apic_id();
+    for (line, apic_id, expected) in [
+        // The old cascade's: its GSI carries the PIT.
+        (2, me, BindError::NoSuchLine),
+        (irq::ISA_LINES, me, BindError::NoSuchLine),
+        (PIT, 255, BindError::Unreachable),
+        (PIT, 256, BindError::Unreachable),
+    ] {
+        let result = irq::bind(line, apic_id, count_line);
+        check!(
+            result == Err(expected),
+            "line {line} to {apic_id:#x}: {result:?}"
         );
     }
     Ok(())

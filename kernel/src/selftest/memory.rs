@@ -134,7 +134,7 @@ fn page_zero_is_not_mapped() -> super::Outcome {
 }
 
 fn the_heap_gives_back_what_it_took() -> super::Outcome {
-    let before = (heap::used(), heap::free());
+    let before = (heap::used(), heap::size());
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     for size in [1, 8, 100, 4096, 70_000, 1 << 20] {
         blocks.push(vec![0x5a; size]);
@@ -149,7 +149,7 @@ fn the_heap_gives_back_what_it_took() -> super::Outcome {
     blocks.swap_remove(1);
     blocks.remove(2);
     drop(blocks);
-    let after = (heap::used(), heap::free());
+    let after = (heap::used(), heap::size());
     check!(after == before, "{before:?} used and free, then {after:?}");
     Ok(())
 }

@@ -18,7 +18,7 @@ fn the_ring_keeps_the_last_line() -> super::Outcome {
     const TEXT: &str = "this line is looked for in the ring";
     log::plain_line(format_args!("{TEXT}"));
     let mut kept = alloc::vec![0; log::RING_BYTES];
-    let (_, len) = log::read_ring(0, &mut kept);
+    let (_, len, _) = log::read_ring(0, &mut kept);
     let kept = kept.get(..len).unwrap_or_default();
     let mut lines = kept.split(|&byte| byte == b'\n').rev();
     check!(

@@ -1,6 +1,13 @@
-//! Counters: how often a guest left, by reason.
+//! Counters of exits, and the ring of what the scheduler and the objects did.
+
+mod ring;
 
 use core::fmt;
+
+pub use plinth_abi::trace::Kind;
+pub use ring::{read, record};
+
+use plinth_abi::domain::EXITS;
 
 /// What an exit is counted as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,12 +26,13 @@ pub enum Counter {
     Exception,
     Instruction,
     InterruptWindow,
+    Mmio,
     Other,
 }
 
 impl Counter {
     /// Every counter in the order of its number, with its name.
-    pub const ALL: [(Self, &'static str); 13] = [
+    pub const ALL: [(Self, &'static str); 14] = [
         (Self::Host, "host"),
         (Self::Hypercall, "hypercall"),
         (Self::Cpuid, "cpuid"),
@@ -37,6 +45,7 @@ impl Counter {
         (Self::Exception, "exception"),
         (Self::Instruction, "instruction"),
         (Self::InterruptWindow, "window"),
+        (Self::Mmio, "mmio"),
         (Self::Other, "other"),
     ];
 }
@@ -57,6 +66,15 @@ impl Counters {
     /// How often.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0.get(counter as usize).copied().unwrap_or(0)
+    }
+
+    /// As `VCPU_INFO` tells them.
+    pub fn all(&self) -> [u64; EXITS] {
+        let mut all = [0; EXITS];
+        for (to, from) in all.iter_mut().zip(self.0) {
+            *to = from;
+        }
+        all
     }
 
     /// All of them together.
@@ -82,9 +100,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_counter_has_its_own_place() {
-        for (index, (counter, _)) in Counter::ALL.iter().enumerate() {
+    fn every_counter_has_its_own_place_and_the_contracts_name() {
+        for (index, (counter, name)) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);
+            assert_eq!(plinth_abi::domain::EXIT_NAMES[index], *name);
         }
         let mut counters = Counters::default();
         counters.bump(Counter::Other);

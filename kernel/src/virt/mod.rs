@@ -37,6 +37,12 @@ pub trait Vendor: Sized + 'static {
     type Vcpu: Vcpu<Self> + Send;
     /// The vendor's part of a domain, shared by its vCPUs: MSR and I/O permission bitmaps.
     type Domain: Send + Sync;
+    /// 4 KiB frames that a vCPU takes.
+    const FRAMES_PER_VCPU: u64;
+    /// Bytes of kernel heap that a vCPU takes besides its own size.
+    const HEAP_PER_VCPU: u64;
+    /// 4 KiB frames that a domain takes which uses ports directly.
+    const FRAMES_FOR_PORTS: u64;
 
     /// What this CPU offers, or the first thing that is lacking. Changes nothing.
     fn probe() -> Result<Capabilities, Lack>;
@@ -56,8 +62,12 @@ pub trait Vendor: Sized + 'static {
     /// Which instructions run in guests that need more than the host's CPU having them.
     fn guest_instructions() -> GuestInstructions;
 
-    /// Makes the bitmaps of a new domain: every port and every MSR exits, but those MSRs that the hardware switches.
+    /// The vendor's part of a new domain: every port and every MSR exits, but those MSRs that the hardware switches. Domains share
+    /// their bitmaps as long as they are the same.
     fn new_domain() -> Result<Self::Domain, OutOfMemory>;
+
+    /// Lets a domain use ports directly, from the next attach of each of its vCPUs on.
+    fn allow_ports(domain: &Self::Domain, first: u16, count: u16) -> Result<(), OutOfMemory>;
 }
 
 /// The vendor's part of a vCPU: register state and the way into the guest.
@@ -69,8 +79,9 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn new(domain: &V::Domain, nested_root: Hpa) -> Result<Self, OutOfMemory>;
 
     /// Binds the vCPU to the calling CPU: makes its control structure current, gives it a valid tag (VPID, ASID), loads the
-    /// MSRs that neither entry nor exit switches. Called once before a run of `run` calls; interrupts are off.
-    fn attach(&mut self, cpu: &mut V::Cpu);
+    /// MSRs that neither entry nor exit switches. Called once before a run of `run` calls; interrupts are off. `domain` is the one
+    /// that the vCPU was made for.
+    fn attach(&mut self, cpu: &mut V::Cpu, domain: &V::Domain);
 
     /// Unbinds: everything that still lives in this CPU goes to memory, so that any CPU may attach the vCPU next.
     fn detach(&mut self, cpu: &mut V::Cpu);
@@ -148,6 +159,8 @@ pub trait Vcpu<V: Vendor>: Sized {
     /// with it to #DF or a triple fault (SDM table 7-5, APM2 8.2.9). Returns false where the result is a triple fault.
     #[must_use]
     fn inject(&mut self, event: Event) -> bool;
+    /// Takes back an external interrupt that the next entry would deliver: its vector.
+    fn withdraw_interrupt(&mut self) -> Option<u8>;
     /// Whether an external interrupt could be injected now: RFLAGS.IF, no shadow, nothing pending.
     fn accepts_interrupt(&self) -> bool;
     /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an external interrupt.
@@ -160,6 +173,15 @@ pub trait Vcpu<V: Vendor>: Sized {
 
     /// Writes the control structure field by field, for the report of a failed entry.
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
+
+/// Clears the bits of `count` ports from `first` on in a map that has a bit for each port.
+fn clear_bits(map: &mut [u8], first: u16, count: u16) {
+    for port in (usize::from(first)..).take(count.into()) {
+        if let Some(byte) = map.get_mut(port / 8) {
+            *byte &= !(1 << (port % 8));
+        }
+    }
 }
 
 /// Names of the segment registers in the order of their encoding (SDM vol. 2 table 2-1).

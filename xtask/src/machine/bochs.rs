@@ -19,7 +19,7 @@ const DEBUGGER_COMMANDS: &str = "continue.rc";
 /// The most CPUs that Bochs 2.7 runs; it crashes with 16.
 const MOST_CPUS: u32 = 8;
 /// The most memory in MiB that Bochs 2.7 takes from the host.
-const MOST_MEMORY: u32 = 2048;
+pub const MOST_MEMORY: u32 = 2048;
 
 /// Whether Bochs can be equipped like that.
 pub fn check(equipment: &Equipment) -> Result<(), MachineError> {

@@ -50,6 +50,15 @@ impl Kind {
     pub const fn is_bochs(self) -> bool {
         matches!(self, Self::BochsVmx | Self::BochsSvm)
     }
+
+    /// The most memory that it can have, in MiB.
+    pub const fn most_memory(self) -> u32 {
+        if self.is_bochs() {
+            bochs::MOST_MEMORY
+        } else {
+            u32::MAX
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -283,7 +292,8 @@ impl Machine {
 
     /// Types bytes at the machine's serial port. A machine that is already off ignores them.
     pub fn write(&mut self, bytes: &[u8]) {
-        if let Some(input) = &mut self.input
+        if !bytes.is_empty()
+            && let Some(input) = &mut self.input
             && input.write_all(bytes).and_then(|()| input.flush()).is_err()
         {
             self.input = None;

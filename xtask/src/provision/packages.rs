@@ -1,4 +1,4 @@
-//! The emulators and their firmware: where they are, and the packages that bring them.
+//! The emulators and their firmware, and the C compiler for guests: where they are, and the packages that bring them.
 //!
 //! As root on a system with apt, missing packages are installed; anywhere else the exact command is told.
 
@@ -93,15 +93,22 @@ pub enum Part {
     BochsFirmware,
     /// Video firmware for Bochs.
     BochsVideo,
+    /// `cc`.
+    Compiler,
 }
 
 impl Part {
-    /// What a kind of machine needs.
+    /// What a kind of machine, and the image that it boots, need.
     pub fn of(kind: Kind) -> &'static [Self] {
         if kind.is_bochs() {
-            &[Self::Bochs, Self::BochsFirmware, Self::BochsVideo]
+            &[
+                Self::Bochs,
+                Self::BochsFirmware,
+                Self::BochsVideo,
+                Self::Compiler,
+            ]
         } else {
-            &[Self::Qemu, Self::QemuFirmware]
+            &[Self::Qemu, Self::QemuFirmware, Self::Compiler]
         }
     }
 
@@ -113,6 +120,7 @@ impl Part {
             Self::Bochs => "bochs",
             Self::BochsFirmware => "UEFI firmware for Bochs",
             Self::BochsVideo => "video firmware for Bochs",
+            Self::Compiler => "cc",
         }
     }
 
@@ -128,6 +136,7 @@ impl Part {
                     .is_ok_and(|data| data.len() == BOCHS_FIRMWARE_SIZE)
             }),
             Self::BochsVideo => first(&BOCHS_VIDEO),
+            Self::Compiler => find_program("cc"),
         }
     }
 
@@ -145,6 +154,7 @@ impl Part {
             (Self::Bochs, Manager::Dnf | Manager::Pacman) => &["bochs"],
             (Self::BochsVideo, Manager::Apt) => &["vgabios"],
             (Self::BochsVideo, Manager::Dnf | Manager::Pacman) => &["bochs"],
+            (Self::Compiler, _) => &["gcc"],
         }
     }
 }
@@ -360,12 +370,15 @@ mod tests {
         let parts = Part::of(Kind::BochsVmx);
         assert_eq!(
             packages_for(parts, Manager::Apt),
-            ["bochs", "bochs-term", "ovmf", "vgabios"]
+            ["bochs", "bochs-term", "ovmf", "vgabios", "gcc"]
         );
-        assert_eq!(packages_for(parts, Manager::Dnf), ["bochs", "edk2-ovmf"]);
+        assert_eq!(
+            packages_for(parts, Manager::Dnf),
+            ["bochs", "edk2-ovmf", "gcc"]
+        );
         assert_eq!(
             Manager::Apt.command(&packages_for(Part::of(Kind::QemuSvm), Manager::Apt), true),
-            "apt-get install -y --no-install-recommends qemu-system-x86 ovmf"
+            "apt-get install -y --no-install-recommends qemu-system-x86 ovmf gcc"
         );
         assert_eq!(
             Manager::Pacman.command(&["bochs"], false),

@@ -14,6 +14,7 @@ use crate::image;
 use crate::machine::{Equipment, Event, Kind, Machine, Site};
 use crate::progress::Step;
 use crate::provision::packages::Tools;
+use crate::script::Script;
 use crate::serial::{self, Lines, Report};
 use crate::workspace::Workspace;
 
@@ -39,7 +40,7 @@ pub fn run(
     let equipment = Equipment {
         kind,
         smp: scenario.smp,
-        memory: scenario.memory,
+        memory: scenario.memory.min(kind.most_memory()),
         display: false,
         gdb: None,
         counts_instructions: false,
@@ -49,8 +50,10 @@ pub fn run(
     fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
     let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut machine = Machine::start(site, &equipment, tools)?;
+    let mut script = Script::new(scenario.script);
     let (lines, ending) = watch(
         &mut machine,
+        &mut script,
         Duration::from_secs(scenario.timeout),
         BufWriter::new(file),
         |line| step.detail(line),
@@ -66,6 +69,9 @@ pub fn run(
         return Ok(results);
     }
     step.done(&format!("{failures} FAILED, see {}", log.display()));
+    if let Some(wish) = script.wish() {
+        eprintln!("the script of {name} still waited for {wish}");
+    }
     if !matches!(ending, Ending::Status(_)) {
         eprintln!("the last lines of {name}:");
         for line in lines.iter().skip(lines.len().saturating_sub(SHOWN)) {
@@ -81,9 +87,10 @@ pub fn run(
     Ok(results)
 }
 
-/// Listens to a machine until its end; its lines, and how it ended.
+/// Listens to a machine until its end, and types what the script says; the machine's lines, and how it ended.
 pub fn watch(
     machine: &mut Machine,
+    script: &mut Script<'_>,
     limit: Duration,
     mut log: impl Write,
     mut detail: impl FnMut(&str),
@@ -104,6 +111,7 @@ pub fn watch(
                     }
                     all.push(line);
                 }
+                machine.write(&script.answer(&bytes));
             }
             Event::Idle => {}
             Event::Ended => {
@@ -133,6 +141,7 @@ pub fn watch(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::script::Step;
     use std::process::Command;
 
     /// Watches a shell script as if it were a machine.
@@ -143,7 +152,8 @@ mod tests {
         let mut machine =
             Machine::pretend(Site::new(parent.path()).unwrap(), &mut command).unwrap();
         let mut log = Vec::new();
-        let (lines, ending) = watch(&mut machine, limit, &mut log, |_| {});
+        let mut script = Script::new(&[Step::Type("a")]);
+        let (lines, ending) = watch(&mut machine, &mut script, limit, &mut log, |_| {});
         (lines, ending, String::from_utf8(log).unwrap())
     }
 
@@ -176,6 +186,15 @@ mod tests {
                 Ending::Killed
             )
         );
+    }
+
+    #[test]
+    fn a_script_is_typed() {
+        let script =
+            "printf 'plinth> '; head -c 2 | od -An -c; echo plinth: machine ends, status 0";
+        let (lines, ending, _) = watched(script, LONG);
+        assert_eq!(ending, Ending::Status(0));
+        assert_eq!(lines[0], "plinth>    a  \\r");
     }
 
     #[test]

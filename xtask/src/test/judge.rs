@@ -32,7 +32,7 @@ pub fn judge(
         let failure = check(&expectation.pattern, lines, ending).err();
         results.push(TestResult { name, failure });
     }
-    results.extend(reported(prefix, scenario.suites, lines));
+    results.extend(reported(prefix, scenario.speaker(), scenario.suites, lines));
     results
 }
 
@@ -90,8 +90,10 @@ struct Source {
     results: Vec<TestResult>,
 }
 
-/// The results that suites inside the machine reported, and failures for all that is missing or too much.
-fn reported(prefix: &str, expected: &[&str], lines: &[String]) -> Vec<TestResult> {
+/// The results that suites inside the machine reported, and failures for all that is missing or too much. Lines without a
+/// guest's prefix are `speaker`'s.
+fn reported(prefix: &str, speaker: &str, expected: &[&str], lines: &[String]) -> Vec<TestResult> {
+    let named = |source: Option<String>| source.unwrap_or_else(|| speaker.to_owned());
     let mut sources: Vec<Source> = expected
         .iter()
         .map(|name| Source {
@@ -106,7 +108,7 @@ fn reported(prefix: &str, expected: &[&str], lines: &[String]) -> Vec<TestResult
                 name,
                 tests,
             } => {
-                let source = find(&mut sources, source);
+                let source = find(&mut sources, named(source));
                 if source.suites.insert(name.clone()) {
                     source.announced = source.announced.saturating_add(tests);
                 } else {
@@ -122,7 +124,7 @@ fn reported(prefix: &str, expected: &[&str], lines: &[String]) -> Vec<TestResult
                 name,
                 failure,
             } => {
-                let source = find(&mut sources, source);
+                let source = find(&mut sources, named(source));
                 source.results.push(TestResult {
                     name: format!("{prefix}/{}::{name}", source.name),
                     failure,
@@ -268,7 +270,7 @@ mod tests {
     fn a_full_suite_passes() {
         let text = "[a] suite x: 2 tests\n[a] test one ... ok\n[a] suite y: 1 test\n[a] test two ... ok\nnoise\n\
                     [    0.5] INFO  cpu0 suite k: 1 tests\n[a] test three ... ok\n[    0.6] INFO  cpu0 test one ... ok";
-        let results = reported("m/s", &["a", "kernel"], &lines(text));
+        let results = reported("m/s", "kernel", &["a", "kernel"], &lines(text));
         assert!(failed(&results).is_empty(), "{results:?}");
         let names: Vec<_> = results.iter().map(|result| result.name.as_str()).collect();
         assert_eq!(
@@ -283,15 +285,37 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_prefix_is_the_speakers() {
+        let text = "suite one: 1 test\ntest a ... ok\nsuite two: 1 test\ntest b ... ok";
+        let results = reported("m/s", "conformance", &["conformance"], &lines(text));
+        assert_eq!(
+            results,
+            [
+                TestResult::ok("m/s/conformance::a"),
+                TestResult::ok("m/s/conformance::b")
+            ]
+        );
+    }
+
+    #[test]
     fn results_that_never_come_fail() {
         let results = reported(
             "m/s",
+            "kernel",
             &["a"],
             &lines("[a] suite x: 3 tests\n[a] test one ... ok"),
         );
         assert_eq!(failed(&results), ["m/s/a::missing-1", "m/s/a::missing-2"]);
-        assert_eq!(failed(&reported("m/s", &["a"], &[])), ["m/s/a::suite"]);
-        let flood = reported("m/s", &[], &lines("[a] suite x: 99999999999999 tests"));
+        assert_eq!(
+            failed(&reported("m/s", "kernel", &["a"], &[])),
+            ["m/s/a::suite"]
+        );
+        let flood = reported(
+            "m/s",
+            "kernel",
+            &[],
+            &lines("[a] suite x: 99999999999999 tests"),
+        );
         assert_eq!(flood.len(), MOST_MISSING);
     }
 
@@ -299,16 +323,21 @@ mod tests {
     fn surplus_and_unannounced_results_fail() {
         let text = "[a] suite x: 1 tests\n[a] test one ... ok\n[a] test two ... ok";
         assert_eq!(
-            failed(&reported("m/s", &[], &lines(text))),
+            failed(&reported("m/s", "kernel", &[], &lines(text))),
             ["m/s/a::surplus"]
         );
         assert_eq!(
-            failed(&reported("m/s", &[], &lines("[a] test one ... ok"))),
+            failed(&reported(
+                "m/s",
+                "kernel",
+                &[],
+                &lines("[a] test one ... ok")
+            )),
             ["m/s/a::suite"]
         );
         let twice = "[a] suite x: 1 tests\n[a] suite x: 1 tests\n[a] test one ... ok";
         assert_eq!(
-            failed(&reported("m/s", &[], &lines(twice))),
+            failed(&reported("m/s", "kernel", &[], &lines(twice))),
             ["m/s/a::suite-x"]
         );
     }
@@ -317,7 +346,7 @@ mod tests {
     fn a_failure_keeps_its_reason() {
         let text = "[a] suite x: 1 tests\n[a] test one ... FAILED: it is 3";
         assert_eq!(
-            reported("m/s", &[], &lines(text)),
+            reported("m/s", "kernel", &[], &lines(text)),
             [TestResult::failed("m/s/a::one", "it is 3")]
         );
     }

@@ -2,7 +2,9 @@
 //!
 //! A boot is expensive, so a scenario checks as much as one boot can show. To add one, add an entry to [`ALL`].
 
+use crate::image;
 use crate::machine::Kind;
+use crate::script::Step;
 
 /// One boot of one machine.
 #[derive(Debug)]
@@ -13,17 +15,19 @@ pub struct Scenario {
     pub machines: &'static [Kind],
     /// The number of CPUs.
     pub smp: u32,
-    /// Memory in MiB.
+    /// Memory in MiB; less where the machine cannot have so much.
     pub memory: u32,
     /// The kernel command line.
     pub command_line: &'static str,
-    /// The guests in the image; all of them if `None`.
+    /// The guests in the image, besides that of the first domain; all of them if `None`.
     pub guests: Option<&'static [&'static str]>,
+    /// What is typed at the control guest.
+    pub script: &'static [Step<'static>],
     /// The machine is killed after so many seconds.
     pub timeout: u64,
     /// The status in the machine's last line.
     pub status: u32,
-    /// Who must announce and report a suite of tests: guests, or `kernel`.
+    /// Who must announce and report suites of tests: guests, or `kernel`.
     pub suites: &'static [&'static str],
     /// What must be seen on the serial console.
     pub expectations: &'static [Expectation],
@@ -40,10 +44,6 @@ pub struct Expectation {
 
 /// What is looked for in the lines of the serial console.
 #[derive(Debug)]
-#[allow(
-    dead_code,
-    reason = "the vocabulary of scenarios, all of it under test in `judge`"
-)]
 pub enum Pattern {
     /// A line contains this.
     Has(&'static str),
@@ -64,6 +64,11 @@ impl Scenario {
             kind
         };
         self.machines.contains(&like)
+    }
+
+    /// Whose reports of tests have no prefix: those of the guest that has the machine to itself, or else the kernel's.
+    pub fn speaker(&self) -> &'static str {
+        image::option(self.command_line, "root").unwrap_or("kernel")
     }
 
     /// Whether a test of this scenario, called `job` on its machine, can have a name that contains `filter`.
@@ -98,6 +103,7 @@ pub const DEFAULT: Scenario = Scenario {
     memory: 1024,
     command_line: "",
     guests: None,
+    script: &[],
     timeout: 400,
     status: 0,
     suites: &[],
@@ -122,85 +128,114 @@ const fn failing(
     }
 }
 
+/// A round through the control guest's commands.
+const SHELL: &[Step<'static>] = &[
+    Step::Type("help"),
+    Step::Type("list"),
+    Step::Type("create hello"),
+    Step::Type("start hello"),
+    Step::Expect("hello ended: status 0"),
+    Step::Type("list"),
+    Step::Type("create spin"),
+    Step::Type("start spin"),
+    // Held most of the time: it is killed when it has used up its limit of CPU time.
+    Step::Type("pause spin"),
+    Step::Type("list"),
+    Step::Type("set spin weight 512"),
+    Step::Type("set spin cap 50"),
+    Step::Type("info spin"),
+    Step::Type("resume spin"),
+    Step::Type("console spin"),
+    Step::Expect("spinning"),
+    // Ctrl-] leaves the console.
+    Step::Keys("\x1d"),
+    Step::Type("kill spin"),
+    Step::Expect("spin ended: killed"),
+    Step::Type("restart spin"),
+    Step::Type("kill spin"),
+    Step::Expect("spin ended: killed"),
+    Step::Type("restart spin"),
+    Step::Type("pause spin"),
+    Step::Type("frobnicate"),
+    Step::Type("start nobody"),
+    Step::Type("dmesg"),
+    Step::Type("trace"),
+    Step::Type("version"),
+    Step::Type("crash"),
+    Step::Type("list"),
+    Step::Type("resume spin"),
+    Step::Type("kill spin"),
+    Step::Expect("spin ended: killed"),
+    Step::Type("destroy spin"),
+    Step::Type("shutdown 0"),
+];
+
 /// All scenarios.
 pub static ALL: &[Scenario] = &[
-    // The fixed list of guests, two at a time, each ending as it should.
+    // Test guests in batch mode, two at a time, each ending as it should.
     Scenario {
         name: "boot",
+        command_line: "guests=hello,spin,privileged,realmode,trespass,crash,ctest",
         suites: &["privileged", "realmode", "trespass"],
         expectations: &[
             has(
                 "all-as-expected",
                 "all guests have ended, 0 of them otherwise than expected",
             ),
-            Expectation {
-                name: "no-panic",
-                pattern: Pattern::Never("panic at"),
-            },
-            Expectation {
-                name: "no-unexpected-exit",
-                pattern: Pattern::Never("unexpected exit"),
-            },
-            Expectation {
-                name: "loader-tells-its-steps",
-                pattern: Pattern::Ordered(&[
+            never("no-panic", "panic at"),
+            never("no-unexpected-exit", "unexpected exit"),
+            ordered(
+                "loader-tells-its-steps",
+                &[
                     "boot volume",
                     "kernel.elf, ",
                     "modules.tar, ",
                     "physical memory mapped with pages of up to",
                     "leaving firmware",
                     "Plinth",
-                ]),
-            },
-            Expectation {
-                name: "both-cpus-are-listed",
-                pattern: Pattern::Ordered(&[
-                    "2 CPUs, ",
-                    "cpu0 has APIC id 0",
-                    "cpu1 has APIC id 1",
-                ]),
-            },
+                ],
+            ),
+            ordered(
+                "both-cpus-are-listed",
+                &["2 CPUs, ", "cpu0 has APIC id 0", "cpu1 has APIC id 1"],
+            ),
             matches("tsc-is-calibrated", r"TSC [1-9]\d*\.\d{3} MHz by "),
             matches(
                 "capabilities-are-shown",
                 r"(VMX|SVM) is used; what this CPU offers:",
             ),
             has("lacks-are-told-in-words", "  -- "),
-            Expectation {
-                name: "two-guests-at-a-time",
-                pattern: Pattern::Ordered(&[
-                    r#""hello" starts"#,
-                    r#""hello" ended"#,
-                    r#""privileged" starts"#,
-                ]),
-            },
+            ordered(
+                "two-guests-at-a-time",
+                &["hello ended: ", "[privileged] suite "],
+            ),
             has("hello-prints", "[hello] Hello from a guest of Plinth."),
-            matches("hello-ends-by-itself", r#""hello" ended: status 0, rip 0x"#),
-            matches(
+            matches("hello-ends-by-itself", r"^hello ended: status 0, rip 0x"),
+            has(
                 "hello-sees-the-hypervisor",
-                r"\[hello\] hypervisor PlinthPlinth",
+                "[hello] hypervisor PlinthPlinth",
             ),
             has(
                 "spin-reaches-interrupts-off",
                 "[spin] spinning with interrupts off",
             ),
             matches(
-                "spin-ends-by-its-budget",
-                r#""spin" ended: time budget used up"#,
-            ),
-            matches(
-                "spin-is-preempted",
-                r#""spin" ran \d+ ms, was preempted [1-9]\d* times"#,
+                "spin-ends-by-its-limit",
+                r"^spin ended: time limit used up, rip 0x",
             ),
             matches(
                 "crash-is-a-triple-fault",
-                r#""crash" ended: triple fault, rip 0x"#,
+                r"^crash ended: triple fault, rip 0x",
             ),
             matches(
                 "trespass-is-a-nested-fault",
-                r#""trespass" ended: write to unmapped guest-physical 0x400000, rip 0x"#,
+                r"^trespass ended: write to unmapped guest-physical 0x400000, rip 0x",
             ),
-            has("memory-comes-back", "guests' memory left: 0 frames"),
+            has("c-guest-prints", "[ctest] Hello from a guest in C."),
+            matches(
+                "c-guest-finds-the-contract-kept",
+                r"^ctest ended: status 0, rip 0x",
+            ),
         ],
         ..DEFAULT
     },
@@ -211,14 +246,14 @@ pub static ALL: &[Scenario] = &[
         command_line: "guests=spin,hello",
         guests: Some(&["spin", "hello"]),
         expectations: &[
-            Expectation {
-                name: "hello-ends-beside-spin",
-                pattern: Pattern::Ordered(&[
-                    r#""spin" starts"#,
-                    r#""hello" ended: status 0"#,
-                    r#""spin" ended: time budget"#,
-                ]),
-            },
+            ordered(
+                "hello-ends-beside-spin",
+                &[
+                    "[spin] spinning",
+                    "hello ended: status 0",
+                    "spin ended: time limit",
+                ],
+            ),
             has("one-cpu-is-listed", "1 CPU, "),
         ],
         ..DEFAULT
@@ -231,13 +266,98 @@ pub static ALL: &[Scenario] = &[
         guests: Some(&["hello"]),
         status: 1,
         expectations: &[
-            has(
-                "missing-module-is-named",
-                "the module archive has no guests/nobody",
-            ),
+            matches("missing-guest-is-named", r"^error: .*\bnobody\b"),
             has("unknown-word-is-named", "`nonsense=1` is not known"),
-            matches("the-other-guest-runs", r#""hello" ended: status 0"#),
+            matches("the-other-guest-runs", r"^hello ended: status 0"),
         ],
+        ..DEFAULT
+    },
+    // What an operator does, and gets wrong.
+    Scenario {
+        name: "shell",
+        guests: Some(&["hello", "spin"]),
+        script: SHELL,
+        expectations: &[
+            never("no-panic", "panic at"),
+            ordered(
+                "help-lists-commands",
+                &["plinth> help", "create", "shutdown", "plinth> list"],
+            ),
+            ordered(
+                "hello-runs-and-ends",
+                &[
+                    "plinth> create hello",
+                    "plinth> start hello",
+                    "hello ended: status 0",
+                ],
+            ),
+            matches("the-list-has-what-ended", r"\bhello\s.*\bended\b[^:]*$"),
+            matches("the-list-has-what-is-paused", r"\bspin\s.*\bpaused\b"),
+            // Not the line that was typed, which has a prompt.
+            matches("info-shows-the-weight", r"^[^>]*\b512\b"),
+            matches("info-shows-the-cap", r"^[^>]*\b50 ?%"),
+            ordered(
+                "spin-is-killed-and-restarted",
+                &[
+                    "plinth> kill spin",
+                    "spin ended: killed",
+                    "plinth> restart spin",
+                    "plinth> kill spin",
+                    "spin ended: killed",
+                ],
+            ),
+            matches(
+                "an-unknown-command-is-an-error",
+                r"^error: .*\bfrobnicate\b",
+            ),
+            matches("an-unknown-name-is-an-error", r"^error: .*\bnobody\b"),
+            ordered(
+                "dmesg-shows-the-kernels-log",
+                &["plinth> dmesg", " INFO ", "plinth> trace"],
+            ),
+            ordered(
+                "trace-shows-what-the-scheduler-did",
+                &["plinth> trace", "run", "plinth> version"],
+            ),
+            ordered(
+                "version-is-shown",
+                &["plinth> version", "Plinth", "plinth> crash"],
+            ),
+            ordered(
+                "domains-outlive-the-control-guest",
+                &[
+                    "plinth> crash",
+                    "plinth> list",
+                    "spin",
+                    "plinth> resume spin",
+                    "plinth> kill spin",
+                    "spin ended: killed",
+                    "plinth> destroy spin",
+                    "plinth> shutdown 0",
+                ],
+            ),
+        ],
+        ..DEFAULT
+    },
+    // Every hypercall, every error: the suite is a guest that has the machine to itself.
+    Scenario {
+        name: "conformance",
+        command_line: "root=conformance",
+        guests: Some(&[]),
+        timeout: 900,
+        suites: &["conformance"],
+        expectations: &[never("no-panic", "panic at")],
+        ..DEFAULT
+    },
+    // How the scheduler shares the CPUs, and what domains cost, 500 of them where there is memory for it.
+    Scenario {
+        name: "measure",
+        command_line: "root=measure",
+        guests: Some(&[]),
+        memory: 4096,
+        timeout: 900,
+        suites: &["measure"],
+        expectations: &[never("no-panic", "panic at")],
         ..DEFAULT
     },
     Scenario {
@@ -246,14 +366,11 @@ pub static ALL: &[Scenario] = &[
         guests: Some(&["hello"]),
         suites: &["kernel"],
         expectations: &[
-            Expectation {
-                name: "no-panic",
-                pattern: Pattern::Never("panic at"),
-            },
-            Expectation {
-                name: "shows-the-state-of-a-refused-entry",
-                pattern: Pattern::Ordered(&["as it was when it left for good:", "[hello] Hello"]),
-            },
+            never("no-panic", "panic at"),
+            ordered(
+                "shows-the-state-of-a-refused-entry",
+                &["as it was when it left for good:", "[hello] Hello"],
+            ),
         ],
         ..DEFAULT
     },
@@ -262,22 +379,20 @@ pub static ALL: &[Scenario] = &[
         "test=panic",
         &[Kind::QemuSvm],
         &[
-            Expectation {
-                name: "says-why",
-                pattern: Pattern::Matches(
-                    r"ERROR cpu1 panic at kernel/src/selftest/fatal.rs:\d+: a panic on purpose, at depth 3$",
-                ),
-            },
-            Expectation {
-                name: "names-callers-in-order",
-                pattern: Pattern::Ordered(&[
+            matches(
+                "says-why",
+                r"ERROR cpu1 panic at kernel/src/selftest/fatal.rs:\d+: a panic on purpose, at depth 3$",
+            ),
+            ordered(
+                "names-callers-in-order",
+                &[
                     "fatal::panics_innermost+0x",
                     "fatal::panics_between+0x",
                     "fatal::panics_outermost+0x",
                     "launch::other_cpu+0x",
                     "smp::entry+0x",
-                ]),
-            },
+                ],
+            ),
         ],
     ),
     failing(
@@ -285,24 +400,18 @@ pub static ALL: &[Scenario] = &[
         "test=fault",
         &[Kind::QemuSvm],
         &[
-            Expectation {
-                name: "decodes-the-error",
-                pattern: Pattern::Has(
-                    "page fault: write to 0xdeadbeef008, which is not mapped (error code 0x2)",
-                ),
-            },
-            Expectation {
-                name: "shows-registers",
-                pattern: Pattern::Ordered(&["cr2 00000deadbeef008", " rax ", " r15 "]),
-            },
-            Expectation {
-                name: "names-the-function",
-                pattern: Pattern::Ordered(&[
-                    "fatal::faults+0x",
-                    "launch::other_cpu+0x",
-                    "smp::entry+0x",
-                ]),
-            },
+            has(
+                "decodes-the-error",
+                "page fault: write to 0xdeadbeef008, which is not mapped (error code 0x2)",
+            ),
+            ordered(
+                "shows-registers",
+                &["cr2 00000deadbeef008", " rax ", " r15 "],
+            ),
+            ordered(
+                "names-the-function",
+                &["fatal::faults+0x", "launch::other_cpu+0x", "smp::entry+0x"],
+            ),
         ],
     ),
     failing(
@@ -310,29 +419,29 @@ pub static ALL: &[Scenario] = &[
         "test=stack",
         &[Kind::QemuSvm, Kind::BochsVmx],
         &[
-            Expectation {
-                name: "says-that-the-stack-overflowed",
-                pattern: Pattern::Ordered(&["double fault", "the stack has overflowed"]),
-            },
-            Expectation {
-                name: "names-the-function",
-                pattern: Pattern::Ordered(&[
+            ordered(
+                "says-that-the-stack-overflowed",
+                &["double fault", "the stack has overflowed"],
+            ),
+            ordered(
+                "names-the-function",
+                &[
                     "fatal::overflows_deeper+0x",
                     " times more",
                     "fatal::overflows+0x",
                     "smp::entry+0x",
-                ]),
-            },
+                ],
+            ),
         ],
     ),
     failing(
         "again",
         "test=again",
         &[Kind::QemuSvm],
-        &[Expectation {
-            name: "says-so",
-            pattern: Pattern::Has("plinth: panic during a panic: a second panic on purpose"),
-        }],
+        &[has(
+            "says-so",
+            "plinth: panic during a panic: a second panic on purpose",
+        )],
     ),
     Scenario {
         name: "reboot",
@@ -354,6 +463,20 @@ const fn matches(name: &'static str, regex: &'static str) -> Expectation {
     Expectation {
         name,
         pattern: Pattern::Matches(regex),
+    }
+}
+
+const fn ordered(name: &'static str, texts: &'static [&'static str]) -> Expectation {
+    Expectation {
+        name,
+        pattern: Pattern::Ordered(texts),
+    }
+}
+
+const fn never(name: &'static str, text: &'static str) -> Expectation {
+    Expectation {
+        name,
+        pattern: Pattern::Never(text),
     }
 }
 

@@ -10,29 +10,33 @@ use raw_cpuid::CpuId;
 
 use super::TableFrames;
 use crate::mem::addr::{Hpa, PAGE_SIZE};
+use crate::mem::budget::{Amounts, Budget};
 use crate::mem::frames::{Owner, frames};
+use crate::mem::shared::Ref;
 use crate::mem::{PageSize, phys};
 
 /// Table frames out of the global allocator, owned as [`Owner::NestedTable`] of one domain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DomainTables {
     domain: u32,
+    budget: Ref<Budget>,
     physical_bits: u32,
 }
 
 impl DomainTables {
-    /// For the domain with this identifier (below 2^24).
-    pub fn new(domain: u32) -> Self {
+    /// For the domain with this identifier (below 2^24); each frame is charged to the budget.
+    pub fn new(domain: u32, budget: Ref<Budget>) -> Self {
         let physical_bits = CpuId::new()
             .get_processor_capacity_feature_info()
             .map_or(36, |info| u32::from(info.physical_address_bits()));
         Self {
             domain,
+            budget,
             physical_bits,
         }
     }
 
-    fn owner(self) -> Owner {
+    fn owner(&self) -> Owner {
         Owner::NestedTable {
             domain: self.domain,
         }
@@ -41,12 +45,20 @@ impl DomainTables {
 
 impl TableFrames for DomainTables {
     fn allocate(&mut self) -> Option<Hpa> {
-        frames().allocate(PageSize::Size4K, self.owner()).ok()
+        self.budget.take(Amounts::frames(1)).ok()?;
+        let table = frames().allocate(PageSize::Size4K, self.owner()).ok();
+        if table.is_none() {
+            self.budget.give_back(Amounts::frames(1));
+        }
+        table
     }
 
     fn free(&mut self, table: Hpa) {
         // A refusal is logged by the allocator; the frame then stays with its owner.
-        let _ = frames().free(table, PageSize::Size4K, self.owner());
+        let freed = frames().free(table, PageSize::Size4K, self.owner());
+        if freed.is_ok() {
+            self.budget.give_back(Amounts::frames(1));
+        }
     }
 
     fn entry(&self, table: Hpa, index: usize) -> &AtomicU64 {

@@ -5,7 +5,7 @@
 //! Work is proportional to the pages in the range: callers with large ranges go in steps.
 
 use core::marker::PhantomData;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::unflushed::{Chain, Unflushed};
 use super::{
@@ -54,13 +54,13 @@ impl Piece {
     }
 
     /// The tables it takes to split a leaf at `level` so that just this part can differ.
-    fn splits(self, level: u8) -> usize {
-        if self.is_whole(level) || level == 1 {
+    fn splits(self, level: u8, change: Change) -> usize {
+        if level == 1 || change.takes_whole(self, level) {
             return 0;
         }
         1 + self
             .each(level - 1)
-            .map(|piece| piece.splits(level - 1))
+            .map(|piece| piece.splits(level - 1, change))
             .sum::<usize>()
     }
 }
@@ -100,6 +100,15 @@ impl Mapping<'_> {
 enum Change {
     Unmap,
     Protect(Access),
+    /// Into pages of 4 KiB.
+    Split,
+}
+
+impl Change {
+    /// Whether it changes this part, if that is the whole of a leaf at `level`, without splitting it.
+    fn takes_whole(self, piece: Piece, level: u8) -> bool {
+        !matches!(self, Self::Split) && piece.is_whole(level)
+    }
 }
 
 /// A nested page table in the format `F`. Tables below the root are never empty.
@@ -213,6 +222,53 @@ impl<F: EntryFormat> NestedTable<F> {
             return Err(MapError::Access);
         }
         self.change(frames, gpa, len, Change::Protect(access))
+    }
+
+    /// Tells which pages of 4 KiB of `len` bytes from `gpa` on were written since the last such call, by their index in the range,
+    /// and forgets it. Large pages are split: from then on each part tells of itself.
+    ///
+    /// # Errors
+    /// As for [`NestedTable::unmap`].
+    pub fn take_dirty(
+        &mut self,
+        frames: &mut impl TableFrames,
+        gpa: Gpa,
+        len: u64,
+        dirty: &mut dyn FnMut(u64),
+    ) -> Result<Unflushed, MapError> {
+        let unflushed = self.change(frames, gpa, len, Change::Split)?;
+        for page in 0..len / PAGE_SIZE {
+            let leaf = self.leaf(frames, gpa.get() + page * PAGE_SIZE);
+            if leaf.is_some_and(|leaf| leaf.fetch_and(!F::DIRTY, Ordering::AcqRel) & F::DIRTY != 0)
+            {
+                dirty(page);
+            }
+        }
+        Ok(unflushed)
+    }
+
+    /// Notes that the page at `gpa` was written, as a CPU does that writes through the table.
+    pub fn mark_dirty(&self, frames: &impl TableFrames, gpa: Gpa) {
+        if let Some(leaf) = self.leaf(frames, gpa.get()) {
+            leaf.fetch_or(F::ACCESSED | F::DIRTY, Ordering::AcqRel);
+        }
+    }
+
+    /// The leaf that maps an address below 2^48.
+    fn leaf<'a>(&self, frames: &'a impl TableFrames, gpa: u64) -> Option<&'a AtomicU64> {
+        let mut table = self.root;
+        for level in (1..=ROOT_LEVEL).rev() {
+            let cell = frames.entry(table, index(gpa, level));
+            let entry = cell.load(Ordering::Acquire);
+            if !F::is_present(entry) {
+                return None;
+            }
+            if F::is_leaf(entry, level) {
+                return Some(cell);
+            }
+            table = F::address(entry);
+        }
+        None
     }
 
     /// What `gpa` leads to; `None` where nothing is mapped.
@@ -357,7 +413,7 @@ impl<F: EntryFormat> NestedTable<F> {
         change: Change,
     ) -> Result<Unflushed, MapError> {
         let range = checked_range(gpa, len)?;
-        let splits = Self::splits(frames, self.root, ROOT_LEVEL, range)?;
+        let splits = Self::splits(frames, self.root, ROOT_LEVEL, range, change)?;
         let mut reserve = reserve(frames, splits)?;
         let mut freed = Chain::default();
         self.apply(
@@ -379,6 +435,7 @@ impl<F: EntryFormat> NestedTable<F> {
         table: Hpa,
         level: u8,
         range: Piece,
+        change: Change,
     ) -> Result<usize, MapError> {
         let mut splits = 0;
         for piece in range.each(level) {
@@ -389,9 +446,9 @@ impl<F: EntryFormat> NestedTable<F> {
                 return Err(MapError::NotMapped(Gpa::new(piece.start)));
             }
             splits += if F::is_leaf(entry, level) {
-                piece.splits(level)
+                piece.splits(level, change)
             } else {
-                Self::splits(frames, F::address(entry), level - 1, piece)?
+                Self::splits(frames, F::address(entry), level - 1, piece, change)?
             };
         }
         Ok(splits)
@@ -416,7 +473,7 @@ impl<F: EntryFormat> NestedTable<F> {
             let entry = cell.load(Ordering::Relaxed);
             let child = if !F::is_leaf(entry, level) {
                 F::address(entry)
-            } else if piece.is_whole(level) {
+            } else if level == 1 || change.takes_whole(piece, level) {
                 match (change, PageSize::of_level(level)) {
                     (Change::Protect(access), Some(size)) => {
                         replace(cell, |old| {
@@ -424,6 +481,7 @@ impl<F: EntryFormat> NestedTable<F> {
                                 | status::<F>(old)
                         });
                     }
+                    (Change::Split, _) => {}
                     _ => cell.store(0, Ordering::Release),
                 }
                 continue;
@@ -468,7 +526,7 @@ fn status<F: EntryFormat>(entry: u64) -> u64 {
 }
 
 /// Replaces an entry without losing bits that a CPU sets in it meanwhile. A CPU has two bits to set, so this ends.
-fn replace(cell: &core::sync::atomic::AtomicU64, new: impl Fn(u64) -> u64) {
+fn replace(cell: &AtomicU64, new: impl Fn(u64) -> u64) {
     let mut old = cell.load(Ordering::Acquire);
     while let Err(seen) = cell.compare_exchange(old, new(old), Ordering::AcqRel, Ordering::Acquire)
     {

@@ -94,6 +94,11 @@ impl CpuidTable {
         table
     }
 
+    /// vCPUs of the domain.
+    pub const fn vcpus(&self) -> u32 {
+        self.guest.vcpus
+    }
+
     /// Fills the answers that are found by index.
     fn index(&mut self) {
         for (range, first) in RANGES.into_iter().enumerate() {

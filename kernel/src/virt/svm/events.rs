@@ -52,6 +52,14 @@ impl Events {
         self.pending = Some(event);
     }
 
+    /// Takes back an external interrupt that the next VMRUN would deliver.
+    pub fn withdraw_interrupt(&mut self) -> Option<u8> {
+        let event = self
+            .pending
+            .take_if(|event| event.kind == EventKind::External)?;
+        Some(event.vector)
+    }
+
     /// Whether the next VMRUN delivers something.
     pub const fn is_pending(&self) -> bool {
         self.pending.is_some()

@@ -19,18 +19,20 @@ pub mod validate;
 pub mod vcpu;
 pub mod vmcb;
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
 use raw_cpuid::CpuId;
+use spin::{Mutex, Once};
 
 use self::features::{Identity, VM_CR_LOCK, VM_CR_SVMDIS};
 use self::frame::Framed;
 use self::validate::{IOPM_BYTES, MSRPM_BYTES, cr4, efer};
 use self::vmcb::Vmcb;
 use super::tag::TagAllocator;
-use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor};
+use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor, clear_bits};
 use crate::arch::msr::{self, Msr};
-use crate::mem::Hpa;
 use crate::mem::nested::Npt;
+use crate::mem::{Hpa, PAGE_SIZE};
 
 pub use self::vcpu::SvmVcpu;
 
@@ -59,19 +61,28 @@ pub struct SvmCpu {
 
 static NEXT_CPU: AtomicU32 = AtomicU32::new(0);
 
-/// The permission maps of a domain: MSRs first, then ports.
+/// The permission maps that all domains share: MSRs first, then ports.
+type Maps = Framed<[u8; (MSRPM_BYTES + IOPM_BYTES) as usize]>;
+
+static SHARED: Once<Maps> = Once::new();
+
+/// The permission maps of a domain.
 #[derive(Debug)]
 pub struct SvmDomain {
-    maps: Framed<[u8; (MSRPM_BYTES + IOPM_BYTES) as usize]>,
+    msrpm: Hpa,
+    /// The map of ports that is in force.
+    iopm: AtomicU64,
+    /// Its own map of ports, once it may use some directly.
+    ports: Mutex<Option<Framed<[u8; IOPM_BYTES as usize]>>>,
 }
 
 impl SvmDomain {
     const fn msrpm(&self) -> Hpa {
-        self.maps.hpa()
+        self.msrpm
     }
 
     fn iopm(&self) -> Hpa {
-        Hpa::new(self.maps.hpa().get() + MSRPM_BYTES)
+        Hpa::new(self.iopm.load(Ordering::Acquire))
     }
 }
 
@@ -82,6 +93,10 @@ impl Vendor for Svm {
     type Cpu = SvmCpu;
     type Vcpu = SvmVcpu;
     type Domain = SvmDomain;
+    // The control block.
+    const FRAMES_PER_VCPU: u64 = 1;
+    const HEAP_PER_VCPU: u64 = 0;
+    const FRAMES_FOR_PORTS: u64 = IOPM_BYTES / PAGE_SIZE;
 
     fn probe() -> Result<Capabilities, Lack> {
         let identity = Identity::read();
@@ -161,13 +176,35 @@ impl Vendor for Svm {
     }
 
     fn new_domain() -> Result<SvmDomain, OutOfMemory> {
-        let mut maps: Framed<[u8; (MSRPM_BYTES + IOPM_BYTES) as usize]> = Framed::zeroed()?;
-        // Every port exits.
-        maps.fill(0xff);
-        if let Some(msrs) = maps.first_chunk_mut() {
-            msrpm::fill(msrs);
-        }
-        Ok(SvmDomain { maps })
+        let maps = SHARED.try_call_once(|| {
+            let mut maps = Maps::zeroed()?;
+            // Every port exits.
+            maps.fill(0xff);
+            if let Some(msrs) = maps.first_chunk_mut() {
+                msrpm::fill(msrs);
+            }
+            Ok(maps)
+        })?;
+        Ok(SvmDomain {
+            msrpm: maps.hpa(),
+            iopm: AtomicU64::new(maps.hpa().get() + MSRPM_BYTES),
+            ports: Mutex::new(None),
+        })
+    }
+
+    fn allow_ports(domain: &SvmDomain, first: u16, count: u16) -> Result<(), OutOfMemory> {
+        let mut ports = domain.ports.lock();
+        let map = match &mut *ports {
+            Some(map) => map,
+            empty => {
+                let mut map: Framed<[u8; IOPM_BYTES as usize]> = Framed::zeroed()?;
+                map.fill(0xff);
+                empty.insert(map)
+            }
+        };
+        clear_bits(&mut **map, first, count);
+        domain.iopm.store(map.hpa().get(), Ordering::Release);
+        Ok(())
     }
 }
 

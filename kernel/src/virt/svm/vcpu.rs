@@ -345,7 +345,12 @@ impl Vcpu<Svm> for SvmVcpu {
         Ok(vcpu)
     }
 
-    fn attach(&mut self, cpu: &mut SvmCpu) {
+    fn attach(&mut self, cpu: &mut SvmCpu, domain: &SvmDomain) {
+        let iopm = domain.iopm();
+        if self.vmcb.control.iopm_base != iopm {
+            self.vmcb.control.iopm_base = iopm;
+            self.touch(CleanBits::PERMISSION_MAPS);
+        }
         if self.cpu != Some(cpu.id) {
             // What this CPU may have cached of the block is of another time, or of another block in the same frame.
             self.touch(CleanBits::all());
@@ -527,6 +532,10 @@ impl Vcpu<Svm> for SvmVcpu {
     fn inject(&mut self, event: Event) -> bool {
         self.changes |= Changes::EVENT;
         self.events.inject(event)
+    }
+
+    fn withdraw_interrupt(&mut self) -> Option<u8> {
+        self.events.withdraw_interrupt()
     }
 
     fn accepts_interrupt(&self) -> bool {

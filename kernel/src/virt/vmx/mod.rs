@@ -18,10 +18,13 @@ pub mod validate;
 mod vcpu;
 pub mod vmcs;
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use raw_cpuid::CpuId;
+use spin::{Mutex, Once};
 
 use super::tag::TagAllocator;
-use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor};
+use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor, clear_bits};
 use crate::arch::cpu::cpu;
 use crate::arch::msr::{self, Msr};
 use crate::mem::Hpa;
@@ -77,22 +80,42 @@ pub struct VmxCpu {
     current: Option<(EptPointer, Vpid)>,
 }
 
-/// A domain's bitmaps, shared by its vCPUs.
-#[derive(Debug)]
-pub struct VmxDomain {
+/// The bitmaps that all domains share: of MSRs, and of the lower and the upper half of the ports.
+struct Bitmaps {
     msr: Frame,
     io: [Frame; 2],
 }
 
+static SHARED: Once<Bitmaps> = Once::new();
+
+/// A domain's bitmaps.
+#[derive(Debug)]
+pub struct VmxDomain {
+    msr: Hpa,
+    /// The bitmaps of ports that are in force.
+    io: [AtomicU64; 2],
+    /// Its own bitmaps of ports, once it may use some directly.
+    ports: Mutex<Option<[Frame; 2]>>,
+}
+
 impl VmxDomain {
-    fn msr_bitmap(&self) -> Hpa {
-        self.msr.hpa()
+    const fn msr_bitmap(&self) -> Hpa {
+        self.msr
     }
 
     fn io_bitmaps(&self) -> [Hpa; 2] {
-        let [a, b] = &self.io;
-        [a.hpa(), b.hpa()]
+        self.io
+            .each_ref()
+            .map(|bitmap| Hpa::new(bitmap.load(Ordering::Acquire)))
     }
+}
+
+fn io_frames() -> Result<[Frame; 2], OutOfMemory> {
+    let mut frames = [Frame::new()?, Frame::new()?];
+    for frame in &mut frames {
+        bitmaps::fill_io(frame.bytes_mut());
+    }
+    Ok(frames)
 }
 
 impl Vendor for Vmx {
@@ -102,6 +125,10 @@ impl Vendor for Vmx {
     type Cpu = VmxCpu;
     type Vcpu = VmxVcpu;
     type Domain = VmxDomain;
+    // The VMCS.
+    const FRAMES_PER_VCPU: u64 = 1;
+    const HEAP_PER_VCPU: u64 = VmxVcpu::HEAP;
+    const FRAMES_FOR_PORTS: u64 = 2;
 
     fn probe() -> Result<Capabilities, Lack> {
         check_cpu()?;
@@ -198,15 +225,42 @@ impl Vendor for Vmx {
     }
 
     fn new_domain() -> Result<VmxDomain, OutOfMemory> {
-        let mut domain = VmxDomain {
-            msr: Frame::new()?,
-            io: [Frame::new()?, Frame::new()?],
+        let shared = SHARED.try_call_once(|| {
+            let mut msr = Frame::new()?;
+            bitmaps::fill_msr(msr.bytes_mut());
+            let io = io_frames()?;
+            Ok(Bitmaps { msr, io })
+        })?;
+        Ok(VmxDomain {
+            msr: shared.msr.hpa(),
+            io: shared
+                .io
+                .each_ref()
+                .map(|frame| AtomicU64::new(frame.hpa().get())),
+            ports: Mutex::new(None),
+        })
+    }
+
+    fn allow_ports(domain: &VmxDomain, first: u16, count: u16) -> Result<(), OutOfMemory> {
+        const HALF: u32 = 0x8000;
+        let mut ports = domain.ports.lock();
+        let frames = match &mut *ports {
+            Some(frames) => frames,
+            empty => empty.insert(io_frames()?),
         };
-        bitmaps::fill_msr(domain.msr.bytes_mut());
-        for bitmap in &mut domain.io {
-            bitmaps::fill_io(bitmap.bytes_mut());
+        let range = u32::from(first)..u32::from(first) + u32::from(count);
+        let halves = [
+            range.start..range.end.min(HALF),
+            range.start.max(HALF)..range.end,
+        ];
+        for ((frame, half), in_force) in frames.iter_mut().zip(halves).zip(&domain.io) {
+            if !half.is_empty() {
+                let (first, count) = ((half.start % HALF) as u16, (half.end - half.start) as u16);
+                clear_bits(frame.bytes_mut(), first, count);
+            }
+            in_force.store(frame.hpa().get(), Ordering::Release);
         }
-        Ok(domain)
+        Ok(())
     }
 }
 

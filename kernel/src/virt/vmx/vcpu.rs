@@ -8,7 +8,6 @@
     reason = "the VMCS is made current, and the guest entered, here"
 )]
 
-use alloc::alloc::{Layout, alloc};
 use alloc::boxed::Box;
 use core::fmt;
 
@@ -28,7 +27,7 @@ use super::vmcs::{
 };
 use super::{SWITCHED, Vmx, VmxCpu, VmxDomain, dump, host, ops};
 use crate::arch::msr::{self, Msr};
-use crate::mem::Hpa;
+use crate::mem::{Hpa, try_box};
 use crate::virt::event::vector;
 use crate::virt::tag::{Flush, Tag};
 use crate::virt::{BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
@@ -438,21 +437,19 @@ fn write_event(event: Event) {
     );
 }
 
+impl VmxVcpu {
+    /// Bytes of heap that one takes besides its own size.
+    pub(super) const HEAP: u64 = size_of::<Inner>() as u64 + 32;
+}
+
 impl Vcpu<Vmx> for VmxVcpu {
     fn new(domain: &VmxDomain, nested_root: Hpa) -> Result<Self, OutOfMemory> {
         let vmcs = Frame::new()?;
-        // `Box::new` would end the kernel where the heap is exhausted.
-        let layout = Layout::new::<Inner>();
-        // SAFETY: the layout is not empty.
-        let place = unsafe { alloc(layout) }.cast::<Inner>();
-        if place.is_null() {
-            return Err(OutOfMemory);
-        }
-        let inner = Inner {
+        try_box(Inner {
             area: EntryArea::default(),
             vmcs,
-            // Write-back tables of four levels, no accessed and dirty flags (SDM table 25-9).
-            ept: EptPointer(nested_root.get() | 3 << 3 | 6),
+            // Write-back tables of four levels, with accessed and dirty flags where the CPU has them (SDM table 25-9).
+            ept: EptPointer(nested_root.get() | ept_flags() | 3 << 3 | 6),
             msr_bitmap: domain.msr_bitmap(),
             io_bitmaps: domain.io_bitmaps(),
             host: None,
@@ -481,15 +478,11 @@ impl Vcpu<Vmx> for VmxVcpu {
             switched: 0,
             cr2: 0,
             dr6: 0,
-        };
-        // SAFETY: the place was allocated with this layout by the global allocator and is written before it is used.
-        unsafe {
-            place.write(inner);
-            Ok(Self(Box::from_raw(place)))
-        }
+        })
+        .map(Self)
     }
 
-    fn attach(&mut self, cpu: &mut VmxCpu) {
+    fn attach(&mut self, cpu: &mut VmxCpu, domain: &VmxDomain) {
         let inner = &mut *self.0;
         let region = inner.vmcs.hpa();
         if inner.host.is_none() {
@@ -514,6 +507,13 @@ impl Vcpu<Vmx> for VmxVcpu {
             inner.host = Some(cpu.id);
         }
         host::HostState::write_control_registers();
+        let io_bitmaps = domain.io_bitmaps();
+        if inner.io_bitmaps != io_bitmaps {
+            inner.io_bitmaps = io_bitmaps;
+            let [io_a, io_b] = io_bitmaps;
+            vmcs::IO_BITMAP_A.write(io_a);
+            vmcs::IO_BITMAP_B.write(io_b);
+        }
 
         let before = inner.tag;
         let mut everything = cpu.tags.validate(&mut inner.tag) == Flush::All;
@@ -780,6 +780,15 @@ impl Vcpu<Vmx> for VmxVcpu {
         true
     }
 
+    fn withdraw_interrupt(&mut self) -> Option<u8> {
+        let info = vmcs::ENTRY_INTERRUPTION_INFO.read();
+        if !info.valid() || info.kind() != EventKind::External as u8 {
+            return None;
+        }
+        vmcs::ENTRY_INTERRUPTION_INFO.write(InterruptionInfo::new());
+        Some(info.vector())
+    }
+
     fn accepts_interrupt(&self) -> bool {
         vmcs::GUEST_RFLAGS.read().0 & RFLAGS_IF != 0
             && !vmcs::GUEST_INTERRUPTIBILITY
@@ -810,6 +819,17 @@ impl Vcpu<Vmx> for VmxVcpu {
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         dump::dump(out)
+    }
+}
+
+/// The bit of the EPT pointer that makes the CPU note accesses and writes in the tables; 0 where it cannot.
+fn ept_flags() -> u64 {
+    const CAPABLE: u64 = 1 << 21;
+    const ENABLE: u64 = 1 << 6;
+    if msr::read(Msr::IA32_VMX_EPT_VPID_CAP) & CAPABLE != 0 {
+        ENABLE
+    } else {
+        0
     }
 }
 

@@ -1,0 +1,311 @@
+//! Accesses to ports and addresses that somebody has claimed: told to the claimer, and completed when it has answered.
+
+use plinth_abi::device::DATA;
+
+use super::access::{self, Fault};
+use super::mmio::{self, Pending, Registers, Step};
+use super::string::{self, StringAccess};
+use super::{Next, instruction, io};
+use crate::mem::walk::Intent;
+use crate::mem::{Gpa, PAGE_SIZE};
+use crate::object::{Access, ClaimKind, Context, Ending, Run, Waiting};
+use crate::trace::Counter;
+use crate::virt::event::vector;
+use crate::virt::exit::{Io, NestedFault};
+use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
+
+/// What has to be done when a claimer has answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Completion {
+    /// IN or OUT, of so many bytes of instruction.
+    Port(Io, u8),
+    /// INS or OUTS, and how many elements.
+    String(StringAccess, u32),
+    /// An instruction that touched an address, of so many bytes.
+    Mmio(Pending, u8),
+}
+
+/// Steps of one instruction: a read, a write, and the end.
+const STEPS: usize = 4;
+
+/// Completes what a vCPU waited for: the claimer's answer is `value`.
+pub fn complete<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    completion: Completion,
+    value: u64,
+) -> Next {
+    match completion {
+        Completion::Port(access, length) => io::finish(vcpu, access, length, value),
+        Completion::String(access, count) => finish_string(vcpu, run, access, count),
+        Completion::Mmio(pending, length) => {
+            let mut registers = registers(vcpu);
+            let step = pending.complete(value, &mut registers);
+            walk(vcpu, run, step, registers, length)
+        }
+    }
+}
+
+/// IN or OUT on a claimed port; `None` where nobody has claimed it.
+pub(super) fn port<V: Vendor>(
+    vcpu: &Context<V>,
+    run: &Run<'_, V>,
+    access: Io,
+    length: u8,
+) -> Option<Next> {
+    let value = if access.input {
+        0
+    } else {
+        vcpu.hw.gprs().rax & (u64::MAX >> (64 - 8 * u32::from(access.size)))
+    };
+    let told = Access {
+        address: access.port.into(),
+        size: access.size,
+        write: !access.input,
+        value,
+        count: 1,
+        data: [0; DATA],
+    };
+    vcpu.domain
+        .tell_claimer(ClaimKind::Ports, run.vcpu, &told)
+        .then_some(Next::Wait(Waiting::Device(Completion::Port(
+            access, length,
+        ))))
+}
+
+/// INS or OUTS on a claimed port, as many elements at once as a slot holds; `None` where nobody has claimed it.
+pub(super) fn string<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &Run<'_, V>,
+    access: StringAccess,
+) -> Option<Next> {
+    let io = access.io;
+    let left = access.left(vcpu);
+    if left == 0 || !vcpu.domain.has_claim(ClaimKind::Ports, io.port.into()) {
+        return None;
+    }
+    let size = usize::from(io.size);
+    let most = StringAccess::most(vcpu).min(left).min((DATA / size) as u64);
+    let mut data = [0; DATA];
+    let mut count = 0;
+    // Everything that can fault comes before the device notices anything.
+    for (index, element) in (0..most).zip(data.chunks_mut(size)) {
+        let result = access.linear(vcpu, index).and_then(|linear| {
+            if io.input {
+                access::translate(vcpu, linear, Intent::Write)
+                    .and_then(|_| {
+                        access::translate(vcpu, linear.wrapping_add(size as u64 - 1), Intent::Write)
+                    })
+                    .map(drop)
+            } else {
+                access::read(vcpu, linear, element)
+            }
+        });
+        match result {
+            Ok(()) => count += 1,
+            // The elements before it go first; it faults when its turn comes.
+            Err(_) if count > 0 => break,
+            Err(fault) => return Some(fault.next(vcpu)),
+        }
+    }
+    let told = Access {
+        address: io.port.into(),
+        size: io.size,
+        write: !io.input,
+        value: 0,
+        count,
+        data,
+    };
+    vcpu.domain
+        .tell_claimer(ClaimKind::Ports, run.vcpu, &told)
+        .then_some(Next::Wait(Waiting::Device(Completion::String(
+            access, count,
+        ))))
+}
+
+/// The claimer has taken the elements, or left them in the slot.
+fn finish_string<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &Run<'_, V>,
+    access: StringAccess,
+    count: u32,
+) -> Next {
+    // A claimer that is gone leaves what an empty bus gives.
+    let data = vcpu
+        .domain
+        .claimer_data(ClaimKind::Ports, access.io.port.into(), run.vcpu)
+        .unwrap_or([0xff; DATA]);
+    for element in data
+        .chunks(usize::from(access.io.size))
+        .take(count as usize)
+    {
+        if access.io.input {
+            let result = access
+                .linear(vcpu, 0)
+                .and_then(|linear| access::write(vcpu, linear, element));
+            if let Err(fault) = result {
+                return fault.next(vcpu);
+            }
+        }
+        access.advance(vcpu);
+    }
+    let left = if access.io.repeat {
+        access.left(vcpu)
+    } else {
+        0
+    };
+    access.finish(vcpu, left)
+}
+
+/// An access that the nested tables do not allow: to what somebody has claimed, or the end of the domain.
+pub(super) fn nested_fault<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    fault: NestedFault,
+) -> (Counter, Next) {
+    let end = (Counter::NestedFault, Next::End(Ending::NestedFault(fault)));
+    let claimed = !fault.present
+        && !fault.fetch
+        && !fault.table_walk
+        && vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
+    if !claimed {
+        return end;
+    }
+    let instruction = match instruction::decoded(vcpu) {
+        Ok(instruction) => instruction,
+        Err(next) => return (Counter::Mmio, next),
+    };
+    let registers = registers(vcpu);
+    match mmio::start(&instruction, &registers) {
+        Some(step) => {
+            let next = walk(vcpu, run, step, registers, instruction.length);
+            (Counter::Mmio, next)
+        }
+        None => end,
+    }
+}
+
+fn registers<V: Vendor>(vcpu: &Context<V>) -> Registers {
+    Registers {
+        gprs: *vcpu.hw.gprs(),
+        rsp: vcpu.hw.rsp(),
+        rip: vcpu.hw.rip(),
+        rflags: vcpu.hw.rflags(),
+    }
+}
+
+/// Makes the steps of an instruction, until it is done or waits for a device.
+fn walk<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    mut step: Step,
+    mut registers: Registers,
+    length: u8,
+) -> Next {
+    for _ in 0..STEPS {
+        let (access, pending) = match step {
+            Step::Access(access, pending) => (access, pending),
+            Step::Done => {
+                put(vcpu, &registers);
+                vcpu.hw.skip(length);
+                return Next::Resume;
+            }
+            Step::Repeat => {
+                put(vcpu, &registers);
+                vcpu.hw.skip(0);
+                return Next::Resume;
+            }
+        };
+        match make(vcpu, run, &access) {
+            Ok(Made::Memory(value)) => step = pending.complete(value, &mut registers),
+            Ok(Made::Told) => {
+                // Registers have not changed yet: no step but the last changes any.
+                return Next::Wait(Waiting::Device(Completion::Mmio(pending, length)));
+            }
+            Err(fault) => return fault.next(vcpu),
+        }
+    }
+    // No instruction has so many.
+    Next::End(Ending::Undecodable)
+}
+
+fn put<V: Vendor>(vcpu: &mut Context<V>, registers: &Registers) {
+    *vcpu.hw.gprs_mut() = registers.gprs;
+    vcpu.hw.set_rsp(registers.rsp);
+    vcpu.hw.set_rflags(registers.rflags);
+}
+
+/// How an access was made.
+enum Made {
+    /// To memory: what a read gave.
+    Memory(u64),
+    /// The claimer was told.
+    Told,
+}
+
+/// Makes one access of an instruction, to memory or to what is claimed.
+fn make<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &Run<'_, V>,
+    wanted: &mmio::Access,
+) -> Result<Made, Fault> {
+    let name = access::segment_name(wanted.segment);
+    let segment = vcpu.hw.segment(name);
+    let code = access::code_size(vcpu, &vcpu.hw.segment(SegmentName::Cs));
+    let size = u64::from(wanted.size);
+    let linear = string::linear_address(&segment, name, code, wanted.offset, size, wanted.write);
+    let linear = linear.ok_or_else(|| {
+        let fault = if name == SegmentName::Ss {
+            vector::SS
+        } else {
+            vector::GP
+        };
+        Fault::Exception(Event::exception(fault, Some(0)))
+    })?;
+    let intent = if wanted.write {
+        Intent::Write
+    } else {
+        Intent::Read
+    };
+    let gpa = access::translate(vcpu, linear, intent)?;
+    if vcpu.domain.has_claim(ClaimKind::Mmio, gpa.get()) {
+        return tell(vcpu, run, wanted, gpa);
+    }
+    let mut bytes = wanted.value.to_le_bytes();
+    let part = bytes
+        .get_mut(..usize::from(wanted.size))
+        .unwrap_or_default();
+    if wanted.write {
+        access::write(vcpu, linear, part)?;
+        return Ok(Made::Memory(0));
+    }
+    access::read(vcpu, linear, part)?;
+    Ok(Made::Memory(u64::from_le_bytes(bytes)))
+}
+
+fn tell<V: Vendor>(
+    vcpu: &Context<V>,
+    run: &Run<'_, V>,
+    wanted: &mmio::Access,
+    gpa: Gpa,
+) -> Result<Made, Fault> {
+    let told = Access {
+        address: gpa.get(),
+        size: wanted.size,
+        write: wanted.write,
+        value: wanted.value,
+        count: 1,
+        data: [0; DATA],
+    };
+    // An access across the end of a page has two addresses; no device expects that.
+    let inside = gpa.offset_in(PAGE_SIZE) + u64::from(wanted.size) <= PAGE_SIZE;
+    if inside && vcpu.domain.tell_claimer(ClaimKind::Mmio, run.vcpu, &told) {
+        return Ok(Made::Told);
+    }
+    Err(Fault::Unmapped {
+        gpa,
+        write: wanted.write,
+        fetch: false,
+        table_walk: false,
+    })
+}

@@ -1,0 +1,390 @@
+//! What runs of a vCPU: the vendor's part, and what the common code switches and counts. It belongs to one CPU at a time.
+
+use core::fmt::{self, Write};
+
+use plinth_abi::{Status, VcpuState};
+
+use super::{Domain, Ending, Vcpu, take_pending};
+use crate::arch::cpu::Cpu;
+use crate::arch::fpu::XsaveArea;
+use crate::arch::{debug, fpu, time, trap};
+use crate::exit::{self, Completion, LengthCache, Next};
+use crate::mem::Ref;
+use crate::rules::cpuid::{CpuidTable, VcpuView};
+use crate::rules::cr::{self, is_pae_paging};
+use crate::rules::msr::MsrState;
+use crate::trace::{Counter, Counters};
+use crate::virt::{BadState, Event, Vcpu as _, Vendor};
+
+/// The state of a guest's CPU.
+pub struct Context<V: Vendor> {
+    /// The domain whose memory and handles it sees.
+    pub domain: Ref<Domain<V>>,
+    /// CPUID as the domain's vCPUs see it.
+    pub cpuid: Ref<CpuidTable>,
+    /// Number within the domain, from 0.
+    pub index: u32,
+    /// Registers and control structure. Only to be used between attach and detach.
+    pub hw: V::Vcpu,
+    /// CR8, where no hardware keeps it: the priority class that interrupts must exceed, 0 to 15.
+    pub task_priority: u8,
+    /// MSRs that no hardware switches.
+    pub msrs: MsrState,
+    /// Lengths of instructions that exited, where the CPU does not tell them.
+    pub lengths: LengthCache,
+    /// Exits by kind.
+    pub counters: Counters,
+    /// What has to happen before it goes on.
+    pub waiting: Waiting,
+    /// An interrupt whose delivery an exception interrupted.
+    pub returned_interrupt: Option<u8>,
+    /// XCR0, while the vCPU has no CPU.
+    xcr0: u64,
+    vector_state: XsaveArea,
+    debug_addresses: [u64; 4],
+}
+
+/// What a vCPU waits for.
+#[derive(Clone, Copy, Debug)]
+pub enum Waiting {
+    /// Nothing: it runs.
+    Nothing,
+    /// An event, or this value of the TSC: `WAIT`.
+    Event {
+        /// TSC; `u64::MAX`: for ever.
+        deadline: u64,
+    },
+    /// An interrupt: HLT.
+    Interrupt,
+    /// The answer of whoever claimed a device.
+    Device(Completion),
+}
+
+/// Where a vCPU runs: what handlers of its exits may need besides its context.
+pub struct Run<'a, V: Vendor> {
+    /// The vCPU.
+    pub vcpu: &'a Ref<Vcpu<V>>,
+    /// The CPU that it has.
+    pub cpu: &'static Cpu,
+    /// What that CPU holds while the extension is on.
+    pub hardware: &'a mut V::Cpu,
+}
+
+/// The leaf of XSAVE, which alone follows XCR0.
+const LEAF_XSAVE: u32 = 0xd;
+
+/// Why a run of a vCPU came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// The CPU has something to look at: [`Cpu::pending`].
+    Pending,
+    /// Its slice is over.
+    SliceOver,
+    /// It gave the rest of its slice away.
+    Yielded,
+    /// It waits, until this value of the TSC at most.
+    Blocked(u64),
+    /// Its domain is over.
+    Ended(Ending),
+}
+
+impl<V: Vendor> Context<V> {
+    /// Bytes of heap that one costs.
+    pub fn cost() -> u64 {
+        const ALLOCATOR: u64 = 64;
+        (size_of::<Self>() + fpu::area_bytes()) as u64 + V::HEAP_PER_VCPU + ALLOCATOR
+    }
+
+    /// The context of a new vCPU of `domain`, in the state after reset.
+    ///
+    /// # Errors
+    /// `NO_MEMORY`.
+    pub fn new(domain: &Ref<Domain<V>>, index: u32) -> Result<Self, Status> {
+        let hw =
+            V::Vcpu::new(domain.hardware(), domain.nested_root()).map_err(|_| Status::NO_MEMORY)?;
+        let vector_state = XsaveArea::new().ok_or(Status::NO_MEMORY)?;
+        Ok(Self {
+            domain: domain.clone(),
+            cpuid: domain.cpuid.clone(),
+            index,
+            hw,
+            task_priority: 0,
+            msrs: MsrState::new(index == 0),
+            lengths: LengthCache::default(),
+            counters: Counters::default(),
+            waiting: Waiting::Nothing,
+            returned_interrupt: None,
+            xcr0: 1,
+            vector_state,
+            debug_addresses: [0; 4],
+        })
+    }
+
+    /// The whole register state. Not attached; it is so for the time of the call.
+    pub fn state(&mut self, hardware: &mut V::Cpu) -> VcpuState {
+        self.hw.attach(hardware, self.domain.hardware());
+        let state = self.hw.state();
+        self.hw.detach(hardware);
+        VcpuState {
+            xcr0: self.xcr0,
+            dr: self.debug_addresses,
+            ..state
+        }
+    }
+
+    /// Sets the whole register state. Not attached; it is so for the time of the call.
+    pub fn set_state(&mut self, hardware: &mut V::Cpu, state: &VcpuState) -> Result<(), BadState> {
+        let supported = self.cpuid.features().xcr0;
+        // Without XSAVE there is no XCR0, and the state says what a reset leaves in it.
+        if state.xcr0 != 1 && cr::write_xcr0(state.xcr0, supported).is_err() {
+            return Err(BadState(
+                "XCR0 has a component that is not offered, or lacks one that another needs",
+            ));
+        }
+        self.hw.attach(hardware, self.domain.hardware());
+        let result = self
+            .hw
+            .set_state(state)
+            .and_then(|()| self.load_pdptes(state));
+        self.hw.detach(hardware);
+        result?;
+        self.xcr0 = state.xcr0;
+        self.debug_addresses = state.dr;
+        // A new state waits for nothing.
+        self.waiting = Waiting::Nothing;
+        Ok(())
+    }
+
+    /// The vector state; not attached.
+    pub fn vector_state(&mut self) -> &mut XsaveArea {
+        &mut self.vector_state
+    }
+
+    /// Loads the four top entries of PAE paging, where the state translates by it.
+    fn load_pdptes(&mut self, state: &VcpuState) -> Result<(), BadState> {
+        if !is_pae_paging(state.cr0, state.cr4, state.efer) {
+            return Ok(());
+        }
+        let entries = self.domain.read_pdptes(state.cr3);
+        let entries =
+            entries.map_err(|_| BadState("PAE paging with CR3 where there is no memory"))?;
+        self.hw.set_pdptes(entries)
+    }
+
+    /// Lets the vCPU go on if what it waits for has come; else why it still waits. Attached.
+    pub fn go_on(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
+        match self.waiting {
+            Waiting::Nothing => {}
+            Waiting::Event { deadline } => {
+                let (status, value) = match take_pending(run.vcpu) {
+                    Some(key) => (Status::OK, key),
+                    None if time::tsc() >= deadline => (Status::TIMED_OUT, 0),
+                    None => return Some(Stop::Blocked(deadline)),
+                };
+                let gprs = self.hw.gprs_mut();
+                gprs.rax = status.0;
+                gprs.rdx = value;
+            }
+            Waiting::Interrupt if run.vcpu.highest_interrupt().is_none() => {
+                return Some(Stop::Blocked(u64::MAX));
+            }
+            Waiting::Interrupt => {}
+            Waiting::Device(completion) => {
+                let answer = run.vcpu.device.lock().answer.take();
+                let Some(answer) = answer else {
+                    return Some(Stop::Blocked(u64::MAX));
+                };
+                match exit::complete(self, run, completion, answer) {
+                    Next::End(ending) => return Some(Stop::Ended(ending)),
+                    // The instruction has another access to make.
+                    Next::Wait(waiting) => {
+                        self.waiting = waiting;
+                        return self.go_on(run);
+                    }
+                    Next::Resume | Next::Yield => {}
+                }
+            }
+        }
+        self.waiting = Waiting::Nothing;
+        self.deliver_interrupt(run.vcpu);
+        None
+    }
+
+    /// Sees to it that the guest takes the highest of its pending interrupts as soon as it can. Attached.
+    pub fn deliver_interrupt(&mut self, vcpu: &Vcpu<V>) {
+        if let Some(vector) = self.returned_interrupt.take() {
+            vcpu.put_interrupt(vector);
+        }
+        let Some(vector) = vcpu.highest_interrupt() else {
+            return;
+        };
+        if self.hw.accepts_interrupt() && self.hw.inject(Event::external(vector)) {
+            vcpu.take_interrupt(vector);
+            if vcpu.highest_interrupt().is_none() {
+                return;
+            }
+        }
+        self.hw.request_interrupt_window();
+    }
+
+    /// Enter, serve, enter again, until something stops it. Everything on this path is counted in instructions by the
+    /// benchmark.
+    #[inline(always)]
+    pub fn run_loop(&mut self, run: &mut Run<'_, V>, deadline: u64) -> Stop {
+        loop {
+            if run.cpu.is_pending() {
+                return Stop::Pending;
+            }
+            let exit = self.hw.run(run.hardware);
+            let (counter, next) = exit::handle(self, run, exit);
+            self.counters.bump(counter);
+            if matches!(counter, Counter::Host | Counter::Exception) {
+                // The interrupt that ended the run is still pending: it is taken here, through the host's IDT. A slice
+                // that the preemption timer ended may have left none. An exception may be raised again by its own
+                // delivery, at every entry anew (CVE-2015-5307, CVE-2015-8104): that comes before any interrupt could end
+                // the run, so the host's have to be taken here too.
+                trap::interrupt_window();
+                if time::tsc() >= deadline {
+                    return Stop::SliceOver;
+                }
+            }
+            match next {
+                Next::Resume => {}
+                Next::Yield => return Stop::Yielded,
+                Next::Wait(waiting) => {
+                    self.waiting = waiting;
+                    if let Some(stop) = self.go_on(run) {
+                        return stop;
+                    }
+                }
+                Next::End(ending) => return Stop::Ended(ending),
+            }
+        }
+    }
+
+    /// Shows the state of a guest whose end is not its own wish, while its registers are at hand.
+    pub fn report(&self, ending: Ending) {
+        if matches!(ending, Ending::Status(_) | Ending::Killed | Ending::Halted) {
+            return;
+        }
+        log::info!(
+            "\"{}\" vcpu {} as it was when it left for good:",
+            self.domain.name(),
+            self.index
+        );
+        let mut out = Indented::default();
+        // The log takes all that is written to it.
+        let _ = match ending {
+            Ending::EntryFailed(_) => self.hw.dump(&mut out),
+            _ => writeln!(out, "{}", Registers(&self.hw.state())),
+        };
+    }
+
+    /// The CPUID leaf as this vCPU sees it now.
+    #[inline(always)]
+    pub fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        match self.cpuid.plain(leaf) {
+            Some(registers) => registers,
+            None => self.cpuid_of_vcpu(leaf, subleaf),
+        }
+    }
+
+    /// A leaf that depends on the vCPU or on the subleaf.
+    #[inline(never)]
+    fn cpuid_of_vcpu(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let view = VcpuView {
+            apic_id: self.index,
+            cr4: self.hw.cr4(),
+            xcr0: if leaf == LEAF_XSAVE { fpu::xcr0() } else { 0 },
+        };
+        self.cpuid.get(leaf, subleaf, &view)
+    }
+
+    /// Loads what the guest owns of this CPU: the vendor's part, vector state, debug addresses.
+    pub fn attach(&mut self, hardware: &mut V::Cpu) {
+        self.hw.attach(hardware, self.domain.hardware());
+        fpu::restore(&self.vector_state, self.xcr0);
+        debug::set_addresses(&self.debug_addresses);
+    }
+
+    /// Saves it again, so that the next vCPU finds nothing of this one.
+    pub fn detach(&mut self, hardware: &mut V::Cpu) {
+        self.debug_addresses = debug::addresses();
+        self.xcr0 = fpu::save(&mut self.vector_state);
+        self.hw.detach(hardware);
+    }
+
+    /// Bounds the guest's run where no interrupt does (see [`crate::virt::Vcpu::set_deadline`]). Attached.
+    pub fn set_deadline(&mut self, hardware: &mut V::Cpu, deadline: u64) {
+        self.hw.set_deadline(hardware, deadline);
+    }
+
+    /// RIP; attached.
+    pub fn rip(&self) -> u64 {
+        self.hw.rip()
+    }
+}
+
+/// Writes lines to the log, indented. What is longer than a line of registers is cut.
+#[derive(Default)]
+struct Indented {
+    line: heapless::String<160>,
+}
+
+impl Write for Indented {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for letter in text.chars() {
+            if letter == '\n' {
+                log::info!("  {}", self.line);
+                self.line.clear();
+            } else {
+                let _ = self.line.push(letter);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A vCPU's registers as a few lines of text.
+struct Registers<'a>(&'a VcpuState);
+
+impl fmt::Display for Registers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.0;
+        writeln!(
+            f,
+            "rip {:016x} rsp {:016x} rflags {:08x}",
+            s.rip, s.rsp, s.rflags
+        )?;
+        writeln!(
+            f,
+            "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+            s.rax, s.rbx, s.rcx, s.rdx
+        )?;
+        writeln!(
+            f,
+            "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
+            s.rsi, s.rdi, s.rbp, s.r8
+        )?;
+        writeln!(
+            f,
+            "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
+            s.r9, s.r10, s.r11, s.r12
+        )?;
+        writeln!(
+            f,
+            "r13 {:016x} r14 {:016x} r15 {:016x} cr2 {:016x}",
+            s.r13, s.r14, s.r15, s.cr2
+        )?;
+        writeln!(
+            f,
+            "cr0 {:08x} cr3 {:016x} cr4 {:08x} efer {:04x}",
+            s.cr0, s.cr3, s.cr4, s.efer
+        )?;
+        write!(
+            f,
+            "cs {:04x} base {:x} limit {:x} attributes {:03x}",
+            s.cs.selector, s.cs.base, s.cs.limit, s.cs.attributes
+        )
+    }
+}

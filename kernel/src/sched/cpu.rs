@@ -1,0 +1,362 @@
+//! A CPU's life: choose, run, look at what is pending, choose again; halt where there is nothing to do.
+
+use core::sync::atomic::Ordering;
+
+use super::{Activity, BALANCE_US, CpuState, Place, Position, Sched};
+use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ};
+use crate::arch::{irq, time, trap};
+use crate::mem::{Ref, reaper};
+use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
+use crate::root;
+use crate::trace::{self, Kind};
+use crate::virt::Vendor;
+
+/// What follows a look at what is pending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Look {
+    /// The vCPU goes on.
+    GoOn,
+    /// It has to leave the CPU: held, ended, or to be scheduled otherwise.
+    Leave,
+    /// Somebody else has been woken and comes first.
+    GiveWay,
+}
+
+impl<V: Vendor> Kernel<V> {
+    /// A CPU's life from here on.
+    pub fn live(&'static self, cpu: &'static Cpu, hardware: &mut V::Cpu) -> ! {
+        let Some(state) = self.sched.state(cpu.id) else {
+            // Every CPU that is online has its state.
+            trap::halt_forever()
+        };
+        loop {
+            self.look_around(state, hardware);
+            match self.sched.choose(state) {
+                Some(vcpu) => self.run_slice(state, &vcpu, hardware),
+                None => self.idle(state),
+            }
+        }
+    }
+
+    /// What has to be done between two slices.
+    fn look_around(&'static self, state: &CpuState<V>, hardware: &mut V::Cpu) {
+        self.take_pending(state, hardware);
+        if state.cpu.id == 0 && self.sched.attention.swap(false, Ordering::AcqRel) {
+            root::attend(self, hardware);
+        }
+        reaper::step();
+    }
+
+    /// Takes what interrupt handlers and other CPUs have noted for this one, and wakes those whose time has come.
+    fn take_pending(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
+        let pending = state.cpu.take_pending();
+        if pending & PENDING_FLUSH != 0 {
+            self.sched.flush(state.cpu, hardware);
+        }
+        if pending & PENDING_IRQ != 0 {
+            for line in irq::take_pending() {
+                self.signal_irq(line);
+            }
+        }
+        let now = time::tsc();
+        loop {
+            // The queue's lock is not held when the vCPU's is taken.
+            let due = state.queue.lock().timers.take_due(now);
+            match due {
+                Some(vcpu) => self.sched.expire(&vcpu, now),
+                None => break,
+            }
+        }
+    }
+
+    /// Halts until there is something to do.
+    fn idle(&self, state: &CpuState<V>) {
+        while reaper::step() {
+            if state.cpu.is_pending() {
+                return;
+            }
+        }
+        state.idle.store(true, Ordering::SeqCst);
+        let (empty, earliest) = {
+            let queue = state.queue.lock();
+            (queue.is_empty(), queue.timers.earliest())
+        };
+        if empty && !state.cpu.is_pending() {
+            match earliest {
+                Some(deadline) => time::arm(deadline),
+                None => time::disarm(),
+            }
+            let start = time::tsc();
+            trap::enable_and_halt();
+            state
+                .idle_ticks
+                .fetch_add(time::tsc().saturating_sub(start), Ordering::Relaxed);
+            state.idle_halts.fetch_add(1, Ordering::Relaxed);
+        }
+        state.idle.store(false, Ordering::SeqCst);
+    }
+
+    /// Runs a vCPU that was chosen, until it leaves the CPU.
+    fn run_slice(&'static self, state: &CpuState<V>, vcpu: &Ref<Vcpu<V>>, hardware: &mut V::Cpu) {
+        let mut guard = vcpu.context.lock();
+        let Some(context) = guard.as_deref_mut() else {
+            // Only a domain that is over has given its contexts away, and that has no vCPU that is chosen.
+            return;
+        };
+        let start = time::tsc();
+        let (slice, weight) = {
+            let mut entity = vcpu.entity.lock();
+            entity.switches += 1;
+            (entity.slice(start, &self.sched.units), entity.weight())
+        };
+        let deadline = start.saturating_add(slice);
+        trace::record(Kind::RUN, vcpu.domain.number, vcpu.index, state.cpu.id);
+        state
+            .domain
+            .store(vcpu.domain.number.into(), Ordering::SeqCst);
+        // After the domain is known: who changes its tables waits for this CPU, or has changed the epoch before.
+        self.sched.flush(state.cpu, hardware);
+        context.attach(hardware);
+        let mut run = Run {
+            vcpu,
+            cpu: state.cpu,
+            hardware,
+        };
+        self.set_timer(state, context, &mut run, deadline);
+        let (stop, gives_way) = match context.go_on(&mut run) {
+            Some(stop) => (stop, false),
+            None => self.run_until(state, context, &mut run, deadline),
+        };
+        let rip = context.rip();
+        if let Stop::Ended(ending) = stop {
+            context.report(ending);
+        }
+        let hardware = run.hardware;
+        context.detach(hardware);
+        state.domain.store(0, Ordering::SeqCst);
+        *vcpu.exits.lock() = context.counters.clone();
+        drop(guard);
+        state.interruptible.store(false, Ordering::Relaxed);
+        state.load.fetch_sub(weight, Ordering::Relaxed);
+        self.leave(state, vcpu, stop, gives_way, rip);
+    }
+
+    /// Runs until something takes the CPU from the vCPU; whether that is somebody who was woken.
+    fn run_until(
+        &'static self,
+        state: &CpuState<V>,
+        context: &mut Context<V>,
+        run: &mut Run<'_, V>,
+        deadline: u64,
+    ) -> (Stop, bool) {
+        loop {
+            let stop = context.run_loop(run, deadline);
+            if stop != Stop::Pending {
+                return (stop, false);
+            }
+            self.take_pending(state, run.hardware);
+            match self.look(state, run.vcpu) {
+                Look::Leave => return (Stop::SliceOver, false),
+                Look::GiveWay => return (Stop::SliceOver, true),
+                Look::GoOn if time::tsc() >= deadline => return (Stop::SliceOver, false),
+                Look::GoOn => {
+                    context.deliver_interrupt(run.vcpu);
+                    self.set_timer(state, context, run, deadline);
+                }
+            }
+        }
+    }
+
+    fn look(&self, state: &CpuState<V>, vcpu: &Vcpu<V>) -> Look {
+        if vcpu.must_leave.swap(false, Ordering::SeqCst) {
+            Look::Leave
+        } else if state.interruptible.load(Ordering::Relaxed) && state.queue.lock().has_boosted() {
+            Look::GiveWay
+        } else {
+            Look::GoOn
+        }
+    }
+
+    /// Arms the timer for the end of the slice, or for the first that wakes before.
+    fn set_timer(
+        &self,
+        state: &CpuState<V>,
+        context: &mut Context<V>,
+        run: &mut Run<'_, V>,
+        deadline: u64,
+    ) {
+        let earliest = state.queue.lock().timers.earliest().unwrap_or(u64::MAX);
+        let deadline = deadline.min(earliest);
+        time::arm(deadline);
+        context.set_deadline(run.hardware, deadline);
+    }
+
+    /// A vCPU has left the CPU: what it does next.
+    fn leave(
+        &'static self,
+        state: &CpuState<V>,
+        vcpu: &Ref<Vcpu<V>>,
+        stop: Stop,
+        gives_way: bool,
+        rip: u64,
+    ) {
+        let now = time::tsc();
+        let units = &self.sched.units;
+        let note = |kind| trace::record(kind, vcpu.domain.number, vcpu.index, 0);
+        let mut entity = vcpu.entity.lock();
+        let ran = entity.change(Activity::Held, now);
+        entity.charge(ran, units);
+        vcpu.must_leave.store(false, Ordering::SeqCst);
+        if entity.finished {
+            entity.change(Activity::Over, now);
+            drop(entity);
+            vcpu.domain.vcpu_left();
+            return;
+        }
+        match stop {
+            Stop::Ended(ending) => {
+                drop(entity);
+                self.end(vcpu, ending, rip);
+                return;
+            }
+            Stop::Blocked(_) if entity.woken => {}
+            Stop::Blocked(deadline) => {
+                note(Kind::BLOCK);
+                entity.change(Activity::Blocked, now);
+                if deadline != u64::MAX {
+                    state.queue.lock().timers.add(deadline, vcpu.clone());
+                }
+                return;
+            }
+            Stop::Yielded => note(Kind::YIELD),
+            Stop::SliceOver | Stop::Pending => {
+                entity.preemptions += 1;
+                note(Kind::PREEMPT);
+            }
+        }
+        entity.woken = false;
+        if entity.held {
+            return;
+        }
+        if let Some(until) = entity.capped_until(now, units) {
+            note(Kind::CAPPED);
+            entity.change(Activity::Capped, now);
+            state.queue.lock().timers.add(until, vcpu.clone());
+            return;
+        }
+        let position = if entity.credit <= 0 {
+            entity.next_turn(units);
+            Position::Back
+        } else if gives_way {
+            Position::Front
+        } else {
+            Position::Back
+        };
+        self.sched.enqueue(vcpu, &mut entity, position, now);
+    }
+
+    /// A vCPU has done what ends its domain.
+    fn end(&self, vcpu: &Ref<Vcpu<V>>, ending: Ending, rip: u64) {
+        if ending == Ending::Halted {
+            // One vCPU that halts for good is not the end of the others.
+            vcpu.domain.vcpu_halted(vcpu.index, rip);
+            return;
+        }
+        // It may have been ended meanwhile: then it has a reason.
+        let _ = vcpu.domain.end(ending, vcpu.index, rip);
+    }
+}
+
+impl<V: Vendor> Sched<V> {
+    /// Takes the vCPU that this CPU runs next.
+    fn choose(&self, state: &CpuState<V>) -> Option<Ref<Vcpu<V>>> {
+        let now = time::tsc();
+        if now.saturating_sub(state.balanced.load(Ordering::Relaxed))
+            > time::ticks_of_us(BALANCE_US)
+        {
+            state.balanced.store(now, Ordering::Relaxed);
+            self.even_out(state);
+        }
+        loop {
+            let boosted = state.queue.lock().has_boosted();
+            let next = state.queue.lock().next();
+            let Some(place) = next else {
+                if !self.take_from_another(state, 0) {
+                    return None;
+                }
+                continue;
+            };
+            if self.take(state, &place, boosted, now) {
+                return Some(place.vcpu);
+            }
+        }
+    }
+
+    /// Makes the vCPU of a place run here; not, if the place is out of date or it has to wait for another turn.
+    fn take(
+        &self,
+        state: &CpuState<V>,
+        place: &Place<Ref<Vcpu<V>>>,
+        boosted: bool,
+        now: u64,
+    ) -> bool {
+        let mut entity = place.vcpu.entity.lock();
+        if entity.activity != Activity::Ready || entity.ticket != place.ticket {
+            state.load.fetch_sub(place.weight, Ordering::Relaxed);
+            return false;
+        }
+        if entity.credit <= 0 && !entity.next_turn(&self.units) && !state.queue.lock().is_empty() {
+            state.load.fetch_sub(place.weight, Ordering::Relaxed);
+            self.enqueue(&place.vcpu, &mut entity, Position::Back, now);
+            return false;
+        }
+        // Nobody else wants the CPU: old debts are forgotten.
+        while entity.credit <= 0 {
+            entity.next_turn(&self.units);
+        }
+        if entity.cpu != state.cpu.id {
+            trace::record(
+                Kind::STEAL,
+                place.vcpu.domain.number,
+                place.vcpu.index,
+                entity.cpu,
+            );
+            entity.migrations += 1;
+            entity.cpu = state.cpu.id;
+        }
+        entity.woken = false;
+        entity.change(Activity::Running, now);
+        state.interruptible.store(!boosted, Ordering::Relaxed);
+        true
+    }
+
+    /// Takes a vCPU from the CPU with the highest load, if that is above `least`; whether it could.
+    fn take_from_another(&self, state: &CpuState<V>, least: u64) -> bool {
+        let busiest = self
+            .cpus
+            .iter()
+            .filter(|other| other.cpu.id != state.cpu.id)
+            .max_by_key(|other| other.load.load(Ordering::Relaxed))
+            .filter(|other| other.load.load(Ordering::Relaxed) > least);
+        let Some(other) = busiest else {
+            return false;
+        };
+        let given = other.queue.lock().give_away();
+        let Some(place) = given else {
+            return false;
+        };
+        other.load.fetch_sub(place.weight, Ordering::Relaxed);
+        state.load.fetch_add(place.weight, Ordering::Relaxed);
+        state.queue.lock().add(place, Position::Back);
+        true
+    }
+
+    /// Takes a vCPU from a CPU that has more to do. Where the difference is less than that vCPU, the other takes one back
+    /// next time: all get the same share in the end.
+    fn even_out(&self, state: &CpuState<V>) {
+        let mine = state.load.load(Ordering::Relaxed);
+        if mine != 0 {
+            self.take_from_another(state, mine);
+        }
+    }
+}
