@@ -1,0 +1,129 @@
+//! The conformance suite of hypercalls: for every call the good case and every error that `docs/abi.md` names, what rights and
+//! budgets allow, races, and that nothing is ever left behind.
+//!
+//! It needs a system handle and a handle to its own domain: it is the machine's first domain, or one to which the control guest gave
+//! them. What it tries out, it tries out on child domains of its own. Every test must leave the accounts of
+//! the machine and of the suite as it found them ([`accounts`]).
+
+#![no_std]
+#![no_main]
+#![allow(
+    clippy::result_large_err,
+    reason = "without a heap a failure travels by value"
+)]
+#![allow(
+    unsafe_code,
+    reason = "snippet! assembles code, which runs in child domains"
+)]
+
+/// Names the tests of a module. Each must leave the accounts balanced.
+macro_rules! tests {
+    ($module:literal: $($test:ident),+ $(,)?) => {
+        /// The tests of this module.
+        pub const TESTS: &[plinth_rt::suite::Test] = &[$((
+            concat!($module, "::", stringify!($test)),
+            || crate::accounts::balanced($test),
+        )),+];
+    };
+}
+
+mod accounts;
+mod buffers;
+mod child;
+mod core_calls;
+mod devices;
+mod domains;
+mod endings;
+mod events;
+mod handle_calls;
+mod kit;
+mod machine_calls;
+mod memories;
+mod objects;
+mod precedence;
+mod races;
+mod rounds;
+mod signatures;
+mod states;
+mod vcpus;
+mod walk;
+mod window;
+
+use plinth_rt::abi::Handle;
+use plinth_rt::suite::{self, Test};
+use plinth_rt::{Outcome, println};
+
+plinth_rt::entry!(main);
+
+/// The parts of the suite, in the order in which they run.
+const PARTS: [&[Test]; 17] = [
+    core_calls::TESTS,
+    handle_calls::TESTS,
+    signatures::TESTS,
+    signatures::TESTS_OF_ANY,
+    buffers::TESTS,
+    domains::TESTS,
+    vcpus::TESTS,
+    memories::TESTS,
+    events::TESTS,
+    devices::TESTS,
+    machine_calls::TESTS,
+    states::TESTS,
+    precedence::TESTS,
+    endings::TESTS,
+    walk::TESTS,
+    races::TESTS,
+    rounds::TESTS,
+];
+
+const COUNT: usize = {
+    let (mut count, mut part) = (0, 0);
+    while part < PARTS.len() {
+        count += PARTS[part].len();
+        part += 1;
+    }
+    count
+};
+
+/// All tests.
+static TESTS: [Test; COUNT] = {
+    let mut all = [PARTS[0][0]; COUNT];
+    let (mut count, mut part) = (0, 0);
+    while part < PARTS.len() {
+        let mut index = 0;
+        while index < PARTS[part].len() {
+            all[count] = PARTS[part][index];
+            count += 1;
+            index += 1;
+        }
+        part += 1;
+    }
+    all
+};
+
+/// Exit status of a suite that was not given what it needs.
+const STATUS_NOTHING_GIVEN: u64 = 103;
+
+fn main() -> u64 {
+    if kit::system().0 == Handle::NONE || kit::own().0 == Handle::NONE {
+        println!("the suite needs a system handle and a handle to its own domain");
+        return STATUS_NOTHING_GIVEN;
+    }
+    if let Err(why) = warm_up() {
+        println!("the suite cannot begin: {why}");
+        return STATUS_NOTHING_GIVEN;
+    }
+    suite::run("conformance", &TESTS)
+}
+
+/// What the kernel keeps once it has been needed, such as nested tables, is not what the tests look for: all of it is needed
+/// once before the accounts are opened.
+fn warm_up() -> Outcome {
+    let memory = kit::memory(4096)?;
+    for slot in 0..8 {
+        drop(window::Mapped::new(slot, *memory, 4096)?);
+    }
+    drop(memory);
+    handle_calls::with_full_table(|| Ok(()))?;
+    accounts::open()
+}

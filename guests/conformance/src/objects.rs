@@ -1,0 +1,111 @@
+//! One object of each type, for tests that walk over all of them.
+
+use plinth_rt::abi::{ObjectType, Reason, rights};
+use plinth_rt::object::{Any, Event, Memory, Vcpu};
+use plinth_rt::{Outcome, Why};
+
+use crate::child::{Child, Plan, spin};
+use crate::kit::{self, Must, Owned, event, memory, own, system};
+
+/// A test's own objects: a child with one vCPU, memory of one page, an event.
+pub struct Objects {
+    /// The child; it spins where it is started.
+    pub child: Child,
+    /// Memory of the suite's.
+    pub memory: Owned<Memory>,
+    /// An event of the suite's.
+    pub event: Owned<Event>,
+}
+
+impl Objects {
+    /// Makes them.
+    pub fn new() -> Result<Self, Why> {
+        Ok(Self {
+            child: Child::new(&Plan {
+                max_vcpus: 2,
+                ..Plan::new(spin())
+            })?,
+            memory: memory(4096)?,
+            event: event()?,
+        })
+    }
+
+    /// The object of a type, with all rights; `None` for what the suite was not given.
+    pub fn get(&self, kind: ObjectType) -> Option<Any> {
+        match kind {
+            ObjectType::SYSTEM => Some(system().any()),
+            ObjectType::DOMAIN => Some(self.child.domain.any()),
+            ObjectType::VCPU => Some(self.child.vcpu(0).any()),
+            ObjectType::MEMORY => Some(self.memory.any()),
+            ObjectType::EVENT => Some(self.event.any()),
+            ObjectType::IRQ => kit::irq().map(|irq| irq.any()),
+            ObjectType::PORTS => kit::ports().map(|(ports, _)| ports.any()),
+            _ => None,
+        }
+    }
+}
+
+/// Every type, with every right that a handle to it can have.
+pub const TYPES: [(ObjectType, u32); 7] = [
+    (ObjectType::SYSTEM, rights::SYSTEM),
+    (ObjectType::DOMAIN, rights::DOMAIN),
+    (ObjectType::VCPU, rights::VCPU),
+    (ObjectType::MEMORY, rights::MEMORY_OBJECT),
+    (ObjectType::EVENT, rights::EVENT),
+    (ObjectType::IRQ, rights::PHYSICAL_OBJECT),
+    (ObjectType::PORTS, rights::PHYSICAL_OBJECT),
+];
+
+/// A state in which a domain can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// Not started.
+    Created,
+    /// Its vCPU spins.
+    Running,
+    /// It spun.
+    Paused,
+    /// It was killed while it spun.
+    Ended,
+    /// Destroyed after that.
+    Destroyed,
+}
+
+/// All states, in the order of life.
+pub const LIVES: [Life; 5] = [
+    Life::Created,
+    Life::Running,
+    Life::Paused,
+    Life::Ended,
+    Life::Destroyed,
+];
+
+impl Child {
+    /// Brings a child that is not started into a state.
+    pub fn bring_to(&self, life: Life) -> Outcome {
+        if life == Life::Created {
+            return Ok(());
+        }
+        self.start()?;
+        match life {
+            Life::Created | Life::Running => Ok(()),
+            Life::Paused => self.domain.pause().must("pause"),
+            Life::Ended => self.bring_to_the_end(),
+            Life::Destroyed => {
+                self.bring_to_the_end()?;
+                self.destroy()
+            }
+        }
+    }
+
+    /// Kills it.
+    pub fn bring_to_the_end(&self) -> Outcome {
+        self.domain.kill().must("kill")?;
+        self.ends(Reason::KILLED).map(drop)
+    }
+}
+
+/// The suite's own first vCPU.
+pub fn own_vcpu() -> Result<Owned<Vcpu>, Why> {
+    own().open_vcpu(0).must("own vCPU").map(Owned)
+}
