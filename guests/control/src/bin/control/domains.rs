@@ -38,10 +38,9 @@ impl Control {
         if name == self.own_name {
             return Err(alloc::format!("`{name}` is the control guest itself"));
         }
-        self.forget_destroyed();
         if let Some(number) = self.number_of(name) {
-            let state = self.with(number, |guest| guest.domain.info());
-            let state = state
+            let state = self
+                .with(number, |guest| guest.domain.info())
                 .and_then(Result::ok)
                 .map_or("", |info| info.state.text());
             return Err(alloc::format!(
@@ -118,6 +117,7 @@ impl Control {
         let policy = self.with(number, |guest| {
             guest.limited = limited;
             guest.ending = ending;
+            guest.runs();
             guest
                 .config()
                 .map_or(OnEnd::Keep, |machine| machine.on_end.0)
@@ -179,13 +179,18 @@ impl Control {
         Ok(found)
     }
 
+    /// Whether a word means the control guest's own domain.
+    pub fn is_own(&self, pattern: &str) -> bool {
+        pattern == self.own_name || pattern.parse() == Ok(self.own_number)
+    }
+
     /// Looks for a domain by its number, and among those that others have made.
     fn find_otherwise(&self, pattern: &str) -> Result<Vec<u32>, String> {
         let number: Option<u32> = pattern.parse().ok();
         if let Some(number) = number.filter(|number| self.guests.borrow().contains_key(number)) {
             return Ok(alloc::vec![number]);
         }
-        if number == Some(self.own_number) || pattern == self.own_name {
+        if self.is_own(pattern) {
             return Err(
                 "that is the control guest itself, which `crash`, `reboot` and `shutdown` end"
                     .into(),
@@ -287,7 +292,10 @@ impl Control {
     /// Starts a domain.
     pub fn start(&self, number: u32) -> Outcome {
         let done = self.change(number, "runs", Domain::start)?;
-        self.with(number, |guest| guest.started = Some(Instant::now()));
+        self.with(number, |guest| {
+            guest.started = Some(Instant::now());
+            guest.runs();
+        });
         self.keeper.signal(());
         Ok(done)
     }
@@ -300,6 +308,7 @@ impl Control {
     /// Lets a domain go on.
     pub fn resume(&self, number: u32) -> Outcome {
         let done = self.change(number, "runs", Domain::resume)?;
+        self.with(number, Guest::runs);
         self.keeper.signal(());
         Ok(done)
     }
@@ -540,36 +549,40 @@ pub async fn keep(control: &Control) -> ! {
     }
 }
 
-/// Kills the domains that have used up their time; when the next one can have, at the earliest.
+/// Kills the domains that have used up their time; when to look again.
 fn enforce_limits(control: &Control) -> Option<Instant> {
-    /// Time between two looks at a domain, at the least.
-    const PAUSE: Duration = Duration::from_millis(5);
-    let mut next: Option<Instant> = None;
-    for guest in control.guests.borrow_mut().values_mut() {
-        let Some(limit) = guest.config().and_then(|machine| machine.time_limit) else {
-            continue;
-        };
-        if guest.limited || guest.ending.is_some() {
-            continue;
-        }
-        let Ok((info, vcpus)) = vcpu_infos(guest.domain) else {
-            continue;
-        };
-        // What does not run uses no time; `start` and `resume` come by here again.
-        if info.state != DomainState::RUNNING {
-            continue;
-        }
-        match limit.0.checked_sub(run_ns(&vcpus)).filter(|&left| left > 0) {
-            None => {
-                // It may have ended by itself just now.
-                guest.limited = guest.domain.kill().is_ok();
-            }
-            Some(left) => {
-                let soonest = Duration::from_ticks(left / u64::from(info.vcpus.max(1)));
-                let at = Instant::now() + soonest.max(PAUSE);
-                next = Some(next.map_or(at, |next| next.min(at)));
-            }
+    /// The least time between two looks at a domain, for each that has a limit. What this costs is bounded so, and as many share
+    /// the CPUs, none runs much longer than this meanwhile.
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut guests = control.guests.borrow_mut();
+    let limited = guests
+        .values()
+        .filter(|guest| guest.next_check.is_some())
+        .count();
+    let pause = PAUSE * limited as u32;
+    let now = Instant::now();
+    for guest in guests.values_mut() {
+        if guest.next_check.is_some_and(|at| at <= now) {
+            guest.next_check = check_limit(guest, pause);
         }
     }
-    next
+    guests.values().filter_map(|guest| guest.next_check).min()
+}
+
+/// Kills a domain if it has used up its time; else, when to look again, at least `pause` from now.
+fn check_limit(guest: &mut Guest, pause: Duration) -> Option<Instant> {
+    let limit = guest.config()?.time_limit?;
+    let (info, vcpus) = vcpu_infos(guest.domain).ok()?;
+    // What does not run uses no time; `start` and `resume` come by here again.
+    if info.state != DomainState::RUNNING {
+        return None;
+    }
+    let left = limit.0.saturating_sub(run_ns(&vcpus));
+    if left > 0 {
+        let soonest = Duration::from_nanos(left / u64::from(info.vcpus.max(1)));
+        return Some(Instant::now() + soonest.max(pause));
+    }
+    // It may have ended by itself just now.
+    guest.limited = guest.domain.kill().is_ok();
+    None
 }

@@ -47,6 +47,8 @@ pub struct Guest {
     pub started: Option<Instant>,
     /// Who wanted it to end.
     pub asked: Asked,
+    /// When to look next whether it has used up its time; `None` while it does not run, or has no limit.
+    pub next_check: Option<Instant>,
     /// Whether it was killed for its time limit.
     pub limited: bool,
     /// Its end.
@@ -76,6 +78,7 @@ impl Guest {
             position: 0,
             started: None,
             asked: Asked::No,
+            next_check: None,
             limited: false,
             ending: None,
             is_run: false,
@@ -86,6 +89,12 @@ impl Guest {
     /// What its machine's file says.
     pub fn config(&self) -> Option<&Machine> {
         self.machine.as_ref().map(|(_, machine)| &**machine)
+    }
+
+    /// Its time limit is to be looked at, for it runs from now on.
+    pub fn runs(&mut self) {
+        let limit = self.config().and_then(|machine| machine.time_limit);
+        self.next_check = limit.map(|_| Instant::now());
     }
 
     /// Takes new console output; whether there is more.

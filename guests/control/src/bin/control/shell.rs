@@ -91,7 +91,7 @@ async fn quietly(control: &Control, command: Command) -> Result {
             Timer::after(Duration::from_nanos(time.0)).await;
             Ok(())
         }
-        Command::Info(name) => show::info(control, control.find_one(&name)?).await,
+        Command::Info(name) => show::info(control, &name).await,
         Command::Top(samples) => samples_of_top(control, samples.unwrap_or(1)).await,
         Command::Log(name) => match control.find_one(&name) {
             Ok(number) => {
