@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use embassy_time::{Duration, Instant};
 use plinth_guest_control::command::matches;
-use plinth_guest_control::config::{Device, Machine, OnEnd, is_good_name};
+use plinth_guest_control::config::{Device, Machine, OnEnd, backoff, is_good_name};
 use plinth_guest_control::ending::Ending;
 use plinth_guest_control::report::{name, run_ns};
 use plinth_guest_control::{format, suggest};
@@ -18,8 +18,8 @@ use crate::device::DebugConsole;
 use crate::guest::{Asked, Guest, vcpu_infos, with_vcpu};
 use crate::{heap, key, machine};
 
-/// The least time between two starts of a machine that is restarted by its policy.
-const BACKOFF: Duration = Duration::from_secs(1);
+/// A machine that ends sooner after its start is in danger of ending again and again.
+const QUICK: Duration = Duration::from_secs(10);
 /// What a domain can cost of the control guest's own heap: a full console, and what else is kept.
 const HEAP: usize = 128 << 10;
 
@@ -497,7 +497,17 @@ fn after(control: &Control, number: u32, ending: &Ending) {
     let mut text = alloc::format!("{name} ended: {ending}, rip {:#x}{surprise}", ending.rip);
     match (policy, asked) {
         (OnEnd::Restart, Asked::No) => {
-            let due = started.map_or(Instant::MIN, |started| started + BACKOFF);
+            let started = started.unwrap_or(Instant::MIN);
+            let quick_ends = control.with(number, |guest| {
+                let is_quick = started.elapsed() < QUICK;
+                guest.quick_ends = if is_quick {
+                    guest.quick_ends.saturating_add(1)
+                } else {
+                    0
+                };
+                guest.quick_ends
+            });
+            let due = started + Duration::from_nanos(backoff(quick_ends.unwrap_or(0)).0);
             control.restarts.borrow_mut().insert(number, due);
             control.keeper.signal(());
             text += "; it is restarted";
@@ -528,10 +538,15 @@ pub async fn keep(control: &Control) -> ! {
         for number in due {
             control.restarts.borrow_mut().remove(&number);
             let name = control.name_of(number);
-            if let Err(why) = control.restart(number) {
-                control
-                    .terminal
-                    .notice(&alloc::format!("{name} is not restarted: {why}"));
+            let quick_ends = control.with(number, |guest| guest.quick_ends);
+            match control.restart(number) {
+                Ok(number) => {
+                    control.with(number, |guest| guest.quick_ends = quick_ends.unwrap_or(0));
+                }
+                Err(why) => {
+                    let text = alloc::format!("{name} is not restarted: {why}");
+                    control.terminal.notice(&text);
+                }
             }
         }
         let restart = control.restarts.borrow().values().min().copied();

@@ -45,6 +45,8 @@ pub struct Guest {
     position: u64,
     /// When it was started, as far as is known.
     pub started: Option<Instant>,
+    /// How often in a row it, or the one that it replaces, has ended soon after its start.
+    pub quick_ends: u32,
     /// Who wanted it to end.
     pub asked: Asked,
     /// When to look next whether it has used up its time; `None` while it does not run, or has no limit.
@@ -77,6 +79,7 @@ impl Guest {
             console: Ring::default(),
             position: 0,
             started: None,
+            quick_ends: 0,
             asked: Asked::No,
             next_check: None,
             limited: false,

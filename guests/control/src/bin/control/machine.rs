@@ -16,6 +16,7 @@ use plinth_rt::abi::{
 use plinth_rt::object::{Domain, Memory, bytes_of};
 
 use crate::control::Control;
+use crate::guest::with_vcpu;
 use crate::window::Loader;
 
 const PAGE: u64 = 4096;
@@ -24,6 +25,9 @@ const LARGE_PAGE: u64 = 2 << 20;
 const MAPPED: u64 = 1 << 30;
 /// The end of firmware's RAM.
 const FOUR_GIB: u64 = 1 << 32;
+/// Where in the start page the vCPUs above 0 start: `cli`, `hlt`, and back to the `hlt`.
+const HALT_OFFSET: u64 = PAGE - 16;
+const HALT_CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
 /// Frames that every domain needs: the upper levels of its nested page tables.
 const TABLES: u64 = 16;
 /// Frames that each vCPU needs.
@@ -118,8 +122,8 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
 /// What goes where in a domain's memory.
 struct Plan {
     ram: u64,
-    /// Where the start information is: the page behind RAM.
-    start_info: Option<u64>,
+    /// Where the start page is, if there is one: behind RAM. It has the start information, and where vCPUs halt.
+    start_page: Option<u64>,
     is_firmware: bool,
 }
 
@@ -128,14 +132,14 @@ impl Plan {
         let ram = machine.memory.0;
         Self {
             ram,
-            start_info: machine.has_start_info().then_some(ram),
+            start_page: (machine.has_start_info() || machine.vcpus.0 > 1).then_some(ram),
             is_firmware: executable.is_firmware(),
         }
     }
 
-    /// Bytes of the Memory object for RAM and start information.
+    /// Bytes of the Memory object for RAM and start page.
     fn low(&self) -> u64 {
-        self.ram + self.start_info.map_or(0, |_| PAGE)
+        self.ram + self.start_page.map_or(0, |_| PAGE)
     }
 
     /// Budget of frames: the memory itself, nested page tables for it and for `modules` bytes, vCPUs.
@@ -232,16 +236,28 @@ fn fill_regions(
     }
     let mut state = state.step(&machine.image)?;
     let vcpu = vcpus(domain, machine)?;
-    if let Some(at) = plan.start_info {
-        let page = start_page(control, domain, machine, plan, vcpu)?;
-        for (offset, bytes) in page {
+    if let Some(at) = plan.start_page {
+        if plan.is_firmware {
+            return Err(
+                "firmware has one vCPU, no handles and no command line: it starts as after reset",
+            )
+            .step(&machine.image);
+        }
+        for (offset, bytes) in start_page(control, domain, machine, plan, vcpu)? {
             loader
                 .write(at + offset, &bytes)
                 .step("its start information")?;
         }
-        state.rsi = at;
+        if machine.has_start_info() {
+            state.rsi = at;
+        }
+        let mut halted = VcpuState::long_mode(at + HALT_OFFSET, state.rsp, state.cr3);
+        halted.rdi = state.rdi;
+        for index in 1..machine.vcpus.0 {
+            set_state(domain, index, &halted)?;
+        }
     }
-    set_state(domain, &state)
+    set_state(domain, 0, &state)
 }
 
 /// Makes the vCPUs; vCPU 0 as a handle of the domain's, if it is to have that.
@@ -268,11 +284,9 @@ fn vcpus(domain: Domain, machine: &Machine) -> Result<Option<Handle>, Failure> {
     Ok(granted)
 }
 
-fn set_state(domain: Domain, state: &VcpuState) -> Result<(), Failure> {
-    let vcpu = domain.open_vcpu(0).step("opening vCPU 0")?;
-    let result = vcpu.set_state(state).step("setting the state of vCPU 0");
-    vcpu.any().close().step("closing vCPU 0")?;
-    result
+fn set_state(domain: Domain, index: u32, state: &VcpuState) -> Result<(), Failure> {
+    with_vcpu(domain, index, |vcpu| vcpu.set_state(state))
+        .step(&alloc::format!("setting the state of vCPU {index}"))
 }
 
 /// Grants what the machine is given, and writes down where that is: offsets in the start page, and what is there.
@@ -351,6 +365,7 @@ fn start_page(
     }
     Ok(alloc::vec![
         (0, bytes_of(&info).to_vec()),
-        (text_offset, text.to_vec())
+        (text_offset, text.to_vec()),
+        (HALT_OFFSET, HALT_CODE.to_vec()),
     ])
 }
