@@ -150,8 +150,8 @@ pub fn usual_image(name: &str) -> String {
     format!("guests/{name}")
 }
 
-/// How long after its start a machine is restarted that has ended so often in a row soon after it: 1 second, and twice as long each
-/// time up to a minute.
+/// How long after its start a machine is restarted that has ended so often in a row soon after it: 1 second, and twice as
+/// long each time up to a minute.
 pub fn backoff(quick_ends: u32) -> Seconds {
     const MOST: u64 = 60;
     let seconds = 1u64

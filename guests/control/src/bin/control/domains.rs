@@ -20,8 +20,6 @@ use crate::{heap, key, machine};
 
 /// A machine that ends sooner after its start is in danger of ending again and again.
 const QUICK: Duration = Duration::from_secs(10);
-/// What a domain can cost of the control guest's own heap: a full console, and what else is kept.
-const HEAP: usize = 128 << 10;
 
 /// What was done, in words; or why it could not be.
 pub type Outcome = Result<String, String>;
@@ -44,10 +42,10 @@ impl Control {
                 .and_then(Result::ok)
                 .map_or("", |info| info.state.text());
             return Err(alloc::format!(
-                "there is a domain called `{name}` already ({state}); `destroy` or `restart` it, or `create {machine_name} as ...`"
+                "there is a domain called `{name}` already ({state}); `restart` it, or `create {machine_name} as ...`"
             ));
         }
-        if heap::free() < HEAP {
+        if !heap::is_ample() {
             return Err(alloc::format!(
                 "the control guest has too little memory left for another domain: {}",
                 format::size(heap::free() as u64)
@@ -100,8 +98,8 @@ impl Control {
         Ok(info.number)
     }
 
-    /// Takes over a domain that somebody else made: a control guest before this one, or another domain. If it has ended, that is not
-    /// told again, but what its policy says follows.
+    /// Takes over a domain that somebody else made: a control guest before this one, or another domain. If it has ended, that
+    /// is not told again, but what its policy says follows.
     pub fn adopt(&self, number: u32) -> Result<(u32, DomainState), Status> {
         let domain = self.system.open_domain(number)?;
         let close = |why| {
@@ -196,22 +194,24 @@ impl Control {
                     .into(),
             );
         }
-        for stranger in self.strangers() {
-            let is_meant = || {
-                let domain = self.system.open_domain(stranger)?;
-                let info = domain.info();
-                domain.any().close()?;
-                Ok(name(&info?) == pattern)
-            };
-            let is_meant: Result<bool, Status> = is_meant();
-            if number == Some(stranger) || is_meant == Ok(true) {
-                let adopted = self.adopt(stranger);
-                return adopted
-                    .map(|(number, _)| alloc::vec![number])
-                    .map_err(|why| alloc::format!("`{pattern}` cannot be taken over: {why}"));
-            }
-        }
-        Err(self.no_domain(pattern))
+        let stranger = self
+            .strangers()
+            .into_iter()
+            .find(|&stranger| {
+                number == Some(stranger) || self.is_called(stranger, pattern) == Ok(true)
+            })
+            .ok_or_else(|| self.no_domain(pattern))?;
+        self.adopt(stranger)
+            .map(|(number, _)| alloc::vec![number])
+            .map_err(|why| alloc::format!("`{pattern}` cannot be taken over: {why}"))
+    }
+
+    /// Whether the domain of this number, which is not kept here, has this name.
+    fn is_called(&self, number: u32, wanted: &str) -> Result<bool, Status> {
+        let domain = self.system.open_domain(number)?;
+        let info = domain.info();
+        domain.any().close()?;
+        Ok(name(&info?) == wanted)
     }
 
     fn no_domain(&self, pattern: &str) -> String {
@@ -332,9 +332,9 @@ impl Control {
 
     /// Takes a domain back. Its console is kept for a while.
     pub fn destroy(&self, number: u32) -> Outcome {
-        self.change(number, "is destroyed", Domain::destroy)?;
+        let done = self.change(number, "is destroyed", Domain::destroy)?;
         self.forget(number);
-        Ok(String::new())
+        Ok(done)
     }
 
     /// Forgets a domain that is destroyed.
@@ -426,7 +426,7 @@ fn serve_device(control: &Control, number: u32) {
     control.with(number, |guest| {
         if let Some(console) = &mut guest.debug_console {
             let output = console.serve();
-            guest.console.push(&output);
+            guest.keep(&output);
         }
     });
 }

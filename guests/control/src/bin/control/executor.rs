@@ -73,8 +73,8 @@ impl Clock {
     }
 }
 
-/// Runs the tasks that `start` spawns, for ever; comes back only if it cannot spawn them. `deliver` gets the key of each event that
-/// is bound to the vCPU.
+/// Runs the tasks that `start` spawns, for ever; comes back only if it cannot spawn them. `deliver` gets the key of each
+/// event that is bound to the vCPU.
 pub fn run<E>(start: impl FnOnce(Spawner) -> Result<(), E>, deliver: impl Fn(u64)) -> E {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
     if let Err(why) = start(executor.spawner()) {

@@ -13,6 +13,7 @@ use plinth_rt::abi::{DomainInfo, VcpuInfo};
 use plinth_rt::object::{Domain, Event, Result, Vcpu};
 
 use crate::device::DebugConsole;
+use crate::heap;
 
 /// Pages of console output that are taken at a time, so that one domain does not hold up the others.
 const PAGES: usize = 4;
@@ -111,15 +112,20 @@ impl Guest {
                 .filter(|&lost| lost > 0)
             {
                 let note = alloc::format!("\n[{lost} bytes of output are lost]\n");
-                self.console.push(note.as_bytes());
+                self.keep(note.as_bytes());
             }
-            self.console.push(bytes);
+            self.keep(bytes);
             self.position = header.start + bytes.len() as u64;
             if bytes.is_empty() || self.position >= header.end {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Adds to its console.
+    pub fn keep(&mut self, output: &[u8]) {
+        self.console.push(output, heap::is_ample());
     }
 
     /// Ends the watch and closes the handles.
