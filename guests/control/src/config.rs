@@ -139,7 +139,7 @@ impl Machine {
         self.devices.contains(&Word(device))
     }
 
-    /// Whether it finds start information in its memory: a page behind its RAM.
+    /// Whether it finds start information at its start.
     pub fn has_start_info(&self) -> bool {
         !self.handles.is_empty() || !self.command_line.0.is_empty()
     }
@@ -148,6 +148,16 @@ impl Machine {
 /// Where the image of a machine called `name` is, unless its file says otherwise.
 pub fn usual_image(name: &str) -> String {
     format!("guests/{name}")
+}
+
+/// How long after its start a machine is restarted that has ended so often in a row soon after it: 1 second, and twice as
+/// long each time up to a minute.
+pub fn backoff(quick_ends: u32) -> Seconds {
+    const MOST: u64 = 60;
+    let seconds = 1u64
+        .checked_shl(quick_ends.saturating_sub(1))
+        .unwrap_or(MOST);
+    Seconds(seconds.min(MOST) * 1_000_000_000)
 }
 
 /// Whether a domain can be called so: 1 to 32 letters, digits, `-`, `_` or `.`, not digits only, which would be a number.
@@ -658,6 +668,13 @@ mod tests {
         for bad in ["", "12", "a b", "a/b", "ü", "#x", &"x".repeat(33)] {
             assert!(!is_good_name(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_crash_loop_slows_down() {
+        let seconds =
+            [0, 1, 2, 3, 6, 7, 64, 65, u32::MAX].map(|ends| backoff(ends).0 / 1_000_000_000);
+        assert_eq!(seconds, [1, 1, 2, 4, 32, 60, 60, 60, 60]);
     }
 
     proptest! {

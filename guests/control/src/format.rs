@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-/// A number of bytes in the largest unit that leaves three digits to see: exact, or of at least ten with one decimal.
+/// A number of bytes in the largest unit of which there are ten, or a whole number: exact, or in three or four digits.
 pub fn size(bytes: u64) -> String {
     let (mut unit, mut scale) = ("B", 1u64);
     for larger in UNITS.into_iter().skip(1) {
@@ -18,11 +18,12 @@ pub fn size(bytes: u64) -> String {
         unit = larger;
         scale = next;
     }
-    if bytes.is_multiple_of(scale) {
-        return format!("{} {unit}", bytes / scale);
+    let whole = bytes / scale;
+    if bytes.is_multiple_of(scale) || whole >= 100 {
+        return format!("{whole} {unit}");
     }
     // Of the rest, which is less than `scale` (at most 2^40), ten times fits.
-    format!("{}.{} {unit}", bytes / scale, bytes % scale * 10 / scale)
+    format!("{whole}.{} {unit}", bytes % scale * 10 / scale)
 }
 
 /// A number of 4 KiB frames, as bytes.
@@ -182,7 +183,8 @@ mod tests {
             ((64 << 20) + 4096, "64.0 MiB"),
             (3 << 29, "1536 MiB"),
             (5000 << 40, "5000 TiB"),
-            (u64::MAX, "16777215.9 TiB"),
+            ((910 << 20) + 4096, "910 MiB"),
+            (u64::MAX, "16777215 TiB"),
         ] {
             assert_eq!(size(bytes), text);
         }

@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 
 /// Bytes that a ring keeps.
 pub const CAPACITY: usize = 64 << 10;
+/// The least memory that is taken.
+const LEAST: usize = 1 << 10;
 
 /// A stream's last [`CAPACITY`] bytes. Grows as it is used.
 #[derive(Debug, Default)]
@@ -15,24 +17,23 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Adds bytes; the oldest make room, and so do they where there is no memory to grow.
-    pub fn push(&mut self, bytes: &[u8]) {
+    /// Adds bytes. The oldest make room where the ring is as large as it gets, or there is no memory: `may_grow` says so.
+    pub fn push(&mut self, bytes: &[u8], may_grow: bool) {
+        let wanted = (self.bytes.len() + bytes.len()).min(CAPACITY);
+        if may_grow && wanted > self.bytes.capacity() {
+            // By doubling, but never beyond what is needed.
+            let size = wanted.next_power_of_two().clamp(LEAST, CAPACITY);
+            // Where that fails there is as much room as before.
+            let _ = self.bytes.try_reserve_exact(size - self.bytes.len());
+        }
+        let room = self.bytes.capacity().min(CAPACITY);
         let kept = bytes
-            .get(bytes.len().saturating_sub(CAPACITY)..)
-            .unwrap_or(bytes);
-        let lost = bytes.len() - kept.len();
-        let wanted = (self.bytes.len() + kept.len()).min(CAPACITY);
-        let missing = wanted - self.bytes.len();
-        let room = if self.bytes.try_reserve(missing).is_ok() {
-            CAPACITY
-        } else {
-            self.bytes.capacity()
-        };
-        let kept = kept.get(kept.len().saturating_sub(room)..).unwrap_or(kept);
+            .get(bytes.len().saturating_sub(room)..)
+            .unwrap_or_default();
         let excess = (self.bytes.len() + kept.len()).saturating_sub(room);
-        self.bytes.drain(..excess.min(self.bytes.len()));
+        self.bytes.drain(..excess);
         self.bytes.extend(kept);
-        self.start += (excess + lost) as u64;
+        self.start += (excess + bytes.len() - kept.len()) as u64;
     }
 
     /// The stream position of the first byte that is still there.
@@ -78,8 +79,8 @@ mod tests {
     #[test]
     fn a_reader_goes_on_where_it_was() {
         let mut ring = Ring::default();
-        ring.push(b"hello ");
-        ring.push(b"world");
+        ring.push(b"hello ", true);
+        ring.push(b"world", true);
         assert_eq!(ring.read(0, 6), (0, b"hello ".to_vec()));
         assert_eq!(ring.read(6, 100), (0, b"world".to_vec()));
         assert_eq!(ring.read(11, 100), (0, vec![]));
@@ -90,25 +91,39 @@ mod tests {
     #[test]
     fn the_oldest_bytes_go_first() {
         let mut ring = Ring::default();
-        ring.push(&[1; CAPACITY]);
-        ring.push(b"xyz");
+        ring.push(&[1; CAPACITY], true);
+        ring.push(b"xyz", true);
         assert_eq!((ring.start(), ring.end()), (3, CAPACITY as u64 + 3));
         assert_eq!(ring.read(0, 1), (3, vec![1]));
         assert_eq!(ring.read(CAPACITY as u64, 9), (0, b"xyz".to_vec()));
-        ring.push(&[2; CAPACITY * 2 + 5]);
+        ring.push(&[2; CAPACITY * 2 + 5], true);
         assert_eq!(ring.end(), CAPACITY as u64 * 3 + 8);
         assert_eq!(ring.end() - ring.start(), CAPACITY as u64);
+    }
+
+    #[test]
+    fn without_memory_the_oldest_bytes_go_sooner() {
+        let mut ring = Ring::default();
+        ring.push(b"lost", false);
+        assert_eq!((ring.start(), ring.end()), (4, 4));
+        ring.push(b"x", true);
+        let room = ring.bytes.capacity();
+        assert!((LEAST..CAPACITY).contains(&room));
+        ring.push(&[7; CAPACITY], false);
+        assert_eq!(ring.end(), 5 + CAPACITY as u64);
+        assert_eq!(ring.read(0, usize::MAX).1.len(), room);
+        assert_eq!(ring.bytes.capacity(), room);
     }
 
     #[test]
     fn the_tail_is_whole_lines() {
         let mut ring = Ring::default();
         assert_eq!(ring.tail(2), 0);
-        ring.push(b"one\ntwo\nthree\n");
+        ring.push(b"one\ntwo\nthree\n", true);
         assert_eq!(ring.tail(1), 8);
         assert_eq!(ring.tail(2), 4);
         assert_eq!(ring.tail(9), 0);
-        ring.push(b"rest");
+        ring.push(b"rest", true);
         assert_eq!(ring.tail(1), 14);
         assert_eq!(ring.tail(2), 8);
     }
@@ -123,7 +138,7 @@ mod tests {
             let mut stream = Vec::new();
             for (byte, count) in pushes {
                 let bytes = vec![byte; count];
-                ring.push(&bytes);
+                ring.push(&bytes, true);
                 stream.extend(bytes);
             }
             prop_assert_eq!(ring.end(), stream.len() as u64);

@@ -40,6 +40,8 @@ pub struct Sample {
 /// What a vCPU did between two samples.
 struct Row<'a> {
     vcpu: &'a Vcpu,
+    /// Time between its two samples: all vCPUs cannot be looked at at once.
+    elapsed: u64,
     run_ns: u64,
     steal_ns: u64,
     exits: Vec<(&'static str, u64)>,
@@ -69,7 +71,7 @@ pub fn lines(before: &Sample, now: &Sample) -> Vec<String> {
     } else {
         room
     };
-    lines.extend(rows.iter().take(shown).map(|row| line(row, elapsed)));
+    lines.extend(rows.iter().take(shown).map(line));
     if rows.len() > shown {
         lines.push(format!(
             "... and {} that did less",
@@ -149,14 +151,29 @@ fn row<'a>(before: &Sample, vcpu: &'a Vcpu) -> Row<'a> {
     exits.sort_by_key(|&(_, count)| core::cmp::Reverse(count));
     Row {
         vcpu,
+        elapsed: since(age),
         run_ns: since(|info| info.run_ns),
         steal_ns: since(|info| info.steal_ns),
         exits,
     }
 }
 
-fn line(row: &Row, elapsed: u64) -> String {
+/// A vCPU's age: the sum of all that it spent its time with.
+fn age(info: &VcpuInfo) -> u64 {
+    [
+        info.run_ns,
+        info.ready_ns,
+        info.blocked_ns,
+        info.held_ns,
+        info.capped_ns,
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
+}
+
+fn line(row: &Row) -> String {
     let info = &row.vcpu.info;
+    let elapsed = row.elapsed;
     let rate = |count: u64| short(u128::from(count) * 1_000_000_000 / u128::from(elapsed.max(1)));
     let total = row
         .exits
@@ -215,7 +232,11 @@ mod tests {
         }
     }
 
-    fn sample(now_ns: u64, idle_ns: &[u64], vcpus: Vec<Vcpu>) -> Sample {
+    fn sample(now_ns: u64, idle_ns: &[u64], mut vcpus: Vec<Vcpu>) -> Sample {
+        for vcpu in &mut vcpus {
+            // Made when the machine was; it waits when it does not run.
+            vcpu.info.blocked_ns = now_ns.saturating_sub(vcpu.info.run_ns);
+        }
         let mut system = SystemInfo::new_zeroed();
         system.now_ns = now_ns;
         system.cpus = idle_ns.len() as u32;

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use embassy_time::{Duration, Instant};
 use plinth_guest_control::command::matches;
-use plinth_guest_control::config::{Device, Machine, OnEnd, is_good_name};
+use plinth_guest_control::config::{Device, Machine, OnEnd, backoff, is_good_name};
 use plinth_guest_control::ending::Ending;
 use plinth_guest_control::report::{name, run_ns};
 use plinth_guest_control::{format, suggest};
@@ -18,10 +18,8 @@ use crate::device::DebugConsole;
 use crate::guest::{Asked, Guest, vcpu_infos, with_vcpu};
 use crate::{heap, key, machine};
 
-/// The least time between two starts of a machine that is restarted by its policy.
-const BACKOFF: Duration = Duration::from_secs(1);
-/// What a domain can cost of the control guest's own heap: a full console, and what else is kept.
-const HEAP: usize = 128 << 10;
+/// A machine that ends sooner after its start is in danger of ending again and again.
+const QUICK: Duration = Duration::from_secs(10);
 
 /// What was done, in words; or why it could not be.
 pub type Outcome = Result<String, String>;
@@ -38,17 +36,16 @@ impl Control {
         if name == self.own_name {
             return Err(alloc::format!("`{name}` is the control guest itself"));
         }
-        self.forget_destroyed();
         if let Some(number) = self.number_of(name) {
-            let state = self.with(number, |guest| guest.domain.info());
-            let state = state
+            let state = self
+                .with(number, |guest| guest.domain.info())
                 .and_then(Result::ok)
                 .map_or("", |info| info.state.text());
             return Err(alloc::format!(
-                "there is a domain called `{name}` already ({state}); `destroy` or `restart` it, or `create {machine_name} as ...`"
+                "there is a domain called `{name}` already ({state}); `restart` it, or `create {machine_name} as ...`"
             ));
         }
-        if heap::free() < HEAP {
+        if !heap::is_ample() {
             return Err(alloc::format!(
                 "the control guest has too little memory left for another domain: {}",
                 format::size(heap::free() as u64)
@@ -101,8 +98,8 @@ impl Control {
         Ok(info.number)
     }
 
-    /// Takes over a domain that somebody else made: a control guest before this one, or another domain. If it has ended, that is not
-    /// told again, but what its policy says follows.
+    /// Takes over a domain that somebody else made: a control guest before this one, or another domain. If it has ended, that
+    /// is not told again, but what its policy says follows.
     pub fn adopt(&self, number: u32) -> Result<(u32, DomainState), Status> {
         let domain = self.system.open_domain(number)?;
         let close = |why| {
@@ -118,6 +115,7 @@ impl Control {
         let policy = self.with(number, |guest| {
             guest.limited = limited;
             guest.ending = ending;
+            guest.runs();
             guest
                 .config()
                 .map_or(OnEnd::Keep, |machine| machine.on_end.0)
@@ -179,34 +177,41 @@ impl Control {
         Ok(found)
     }
 
+    /// Whether a word means the control guest's own domain.
+    pub fn is_own(&self, pattern: &str) -> bool {
+        pattern == self.own_name || pattern.parse() == Ok(self.own_number)
+    }
+
     /// Looks for a domain by its number, and among those that others have made.
     fn find_otherwise(&self, pattern: &str) -> Result<Vec<u32>, String> {
         let number: Option<u32> = pattern.parse().ok();
         if let Some(number) = number.filter(|number| self.guests.borrow().contains_key(number)) {
             return Ok(alloc::vec![number]);
         }
-        if number == Some(self.own_number) || pattern == self.own_name {
+        if self.is_own(pattern) {
             return Err(
                 "that is the control guest itself, which `crash`, `reboot` and `shutdown` end"
                     .into(),
             );
         }
-        for stranger in self.strangers() {
-            let is_meant = || {
-                let domain = self.system.open_domain(stranger)?;
-                let info = domain.info();
-                domain.any().close()?;
-                Ok(name(&info?) == pattern)
-            };
-            let is_meant: Result<bool, Status> = is_meant();
-            if number == Some(stranger) || is_meant == Ok(true) {
-                let adopted = self.adopt(stranger);
-                return adopted
-                    .map(|(number, _)| alloc::vec![number])
-                    .map_err(|why| alloc::format!("`{pattern}` cannot be taken over: {why}"));
-            }
-        }
-        Err(self.no_domain(pattern))
+        let stranger = self
+            .strangers()
+            .into_iter()
+            .find(|&stranger| {
+                number == Some(stranger) || self.is_called(stranger, pattern) == Ok(true)
+            })
+            .ok_or_else(|| self.no_domain(pattern))?;
+        self.adopt(stranger)
+            .map(|(number, _)| alloc::vec![number])
+            .map_err(|why| alloc::format!("`{pattern}` cannot be taken over: {why}"))
+    }
+
+    /// Whether the domain of this number, which is not kept here, has this name.
+    fn is_called(&self, number: u32, wanted: &str) -> Result<bool, Status> {
+        let domain = self.system.open_domain(number)?;
+        let info = domain.info();
+        domain.any().close()?;
+        Ok(name(&info?) == wanted)
     }
 
     fn no_domain(&self, pattern: &str) -> String {
@@ -287,7 +292,10 @@ impl Control {
     /// Starts a domain.
     pub fn start(&self, number: u32) -> Outcome {
         let done = self.change(number, "runs", Domain::start)?;
-        self.with(number, |guest| guest.started = Some(Instant::now()));
+        self.with(number, |guest| {
+            guest.started = Some(Instant::now());
+            guest.runs();
+        });
         self.keeper.signal(());
         Ok(done)
     }
@@ -300,6 +308,7 @@ impl Control {
     /// Lets a domain go on.
     pub fn resume(&self, number: u32) -> Outcome {
         let done = self.change(number, "runs", Domain::resume)?;
+        self.with(number, Guest::runs);
         self.keeper.signal(());
         Ok(done)
     }
@@ -323,9 +332,9 @@ impl Control {
 
     /// Takes a domain back. Its console is kept for a while.
     pub fn destroy(&self, number: u32) -> Outcome {
-        self.change(number, "is destroyed", Domain::destroy)?;
+        let done = self.change(number, "is destroyed", Domain::destroy)?;
         self.forget(number);
-        Ok(String::new())
+        Ok(done)
     }
 
     /// Forgets a domain that is destroyed.
@@ -417,7 +426,7 @@ fn serve_device(control: &Control, number: u32) {
     control.with(number, |guest| {
         if let Some(console) = &mut guest.debug_console {
             let output = console.serve();
-            guest.console.push(&output);
+            guest.keep(&output);
         }
     });
 }
@@ -488,7 +497,17 @@ fn after(control: &Control, number: u32, ending: &Ending) {
     let mut text = alloc::format!("{name} ended: {ending}, rip {:#x}{surprise}", ending.rip);
     match (policy, asked) {
         (OnEnd::Restart, Asked::No) => {
-            let due = started.map_or(Instant::MIN, |started| started + BACKOFF);
+            let started = started.unwrap_or(Instant::MIN);
+            let quick_ends = control.with(number, |guest| {
+                let is_quick = started.elapsed() < QUICK;
+                guest.quick_ends = if is_quick {
+                    guest.quick_ends.saturating_add(1)
+                } else {
+                    0
+                };
+                guest.quick_ends
+            });
+            let due = started + Duration::from_nanos(backoff(quick_ends.unwrap_or(0)).0);
             control.restarts.borrow_mut().insert(number, due);
             control.keeper.signal(());
             text += "; it is restarted";
@@ -519,10 +538,15 @@ pub async fn keep(control: &Control) -> ! {
         for number in due {
             control.restarts.borrow_mut().remove(&number);
             let name = control.name_of(number);
-            if let Err(why) = control.restart(number) {
-                control
-                    .terminal
-                    .notice(&alloc::format!("{name} is not restarted: {why}"));
+            let quick_ends = control.with(number, |guest| guest.quick_ends);
+            match control.restart(number) {
+                Ok(number) => {
+                    control.with(number, |guest| guest.quick_ends = quick_ends.unwrap_or(0));
+                }
+                Err(why) => {
+                    let text = alloc::format!("{name} is not restarted: {why}");
+                    control.terminal.notice(&text);
+                }
             }
         }
         let restart = control.restarts.borrow().values().min().copied();
@@ -540,36 +564,40 @@ pub async fn keep(control: &Control) -> ! {
     }
 }
 
-/// Kills the domains that have used up their time; when the next one can have, at the earliest.
+/// Kills the domains that have used up their time; when to look again.
 fn enforce_limits(control: &Control) -> Option<Instant> {
-    /// Time between two looks at a domain, at the least.
-    const PAUSE: Duration = Duration::from_millis(5);
-    let mut next: Option<Instant> = None;
-    for guest in control.guests.borrow_mut().values_mut() {
-        let Some(limit) = guest.config().and_then(|machine| machine.time_limit) else {
-            continue;
-        };
-        if guest.limited || guest.ending.is_some() {
-            continue;
-        }
-        let Ok((info, vcpus)) = vcpu_infos(guest.domain) else {
-            continue;
-        };
-        // What does not run uses no time; `start` and `resume` come by here again.
-        if info.state != DomainState::RUNNING {
-            continue;
-        }
-        match limit.0.checked_sub(run_ns(&vcpus)).filter(|&left| left > 0) {
-            None => {
-                // It may have ended by itself just now.
-                guest.limited = guest.domain.kill().is_ok();
-            }
-            Some(left) => {
-                let soonest = Duration::from_ticks(left / u64::from(info.vcpus.max(1)));
-                let at = Instant::now() + soonest.max(PAUSE);
-                next = Some(next.map_or(at, |next| next.min(at)));
-            }
+    /// The least time between two looks at a domain, for each that has a limit. What this costs is bounded so, and as many share
+    /// the CPUs, none runs much longer than this meanwhile.
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut guests = control.guests.borrow_mut();
+    let limited = guests
+        .values()
+        .filter(|guest| guest.next_check.is_some())
+        .count();
+    let pause = PAUSE * limited as u32;
+    let now = Instant::now();
+    for guest in guests.values_mut() {
+        if guest.next_check.is_some_and(|at| at <= now) {
+            guest.next_check = check_limit(guest, pause);
         }
     }
-    next
+    guests.values().filter_map(|guest| guest.next_check).min()
+}
+
+/// Kills a domain if it has used up its time; else, when to look again, at least `pause` from now.
+fn check_limit(guest: &mut Guest, pause: Duration) -> Option<Instant> {
+    let limit = guest.config()?.time_limit?;
+    let (info, vcpus) = vcpu_infos(guest.domain).ok()?;
+    // What does not run uses no time; `start` and `resume` come by here again.
+    if info.state != DomainState::RUNNING {
+        return None;
+    }
+    let left = limit.0.saturating_sub(run_ns(&vcpus));
+    if left > 0 {
+        let soonest = Duration::from_nanos(left / u64::from(info.vcpus.max(1)));
+        return Some(Instant::now() + soonest.max(pause));
+    }
+    // It may have ended by itself just now.
+    guest.limited = guest.domain.kill().is_ok();
+    None
 }

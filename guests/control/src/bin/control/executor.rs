@@ -73,10 +73,13 @@ impl Clock {
     }
 }
 
-/// Runs the tasks that `start` spawns, for ever. `deliver` gets the key of each event that is bound to the vCPU.
-pub fn run(start: impl FnOnce(Spawner), deliver: impl Fn(u64)) -> ! {
+/// Runs the tasks that `start` spawns, for ever; comes back only if it cannot spawn them. `deliver` gets the key of each
+/// event that is bound to the vCPU.
+pub fn run<E>(start: impl FnOnce(Spawner) -> Result<(), E>, deliver: impl Fn(u64)) -> E {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
-    start(executor.spawner());
+    if let Err(why) = start(executor.spawner()) {
+        return why;
+    }
     loop {
         PENDING.store(false, Ordering::Relaxed);
         // SAFETY: called from here only, and never from within a task or the pender.

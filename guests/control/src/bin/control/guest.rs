@@ -13,6 +13,7 @@ use plinth_rt::abi::{DomainInfo, VcpuInfo};
 use plinth_rt::object::{Domain, Event, Result, Vcpu};
 
 use crate::device::DebugConsole;
+use crate::heap;
 
 /// Pages of console output that are taken at a time, so that one domain does not hold up the others.
 const PAGES: usize = 4;
@@ -45,8 +46,12 @@ pub struct Guest {
     position: u64,
     /// When it was started, as far as is known.
     pub started: Option<Instant>,
+    /// How often in a row it, or the one that it replaces, has ended soon after its start.
+    pub quick_ends: u32,
     /// Who wanted it to end.
     pub asked: Asked,
+    /// When to look next whether it has used up its time; `None` while it does not run, or has no limit.
+    pub next_check: Option<Instant>,
     /// Whether it was killed for its time limit.
     pub limited: bool,
     /// Its end.
@@ -75,7 +80,9 @@ impl Guest {
             console: Ring::default(),
             position: 0,
             started: None,
+            quick_ends: 0,
             asked: Asked::No,
+            next_check: None,
             limited: false,
             ending: None,
             is_run: false,
@@ -86,6 +93,12 @@ impl Guest {
     /// What its machine's file says.
     pub fn config(&self) -> Option<&Machine> {
         self.machine.as_ref().map(|(_, machine)| &**machine)
+    }
+
+    /// Its time limit is to be looked at, for it runs from now on.
+    pub fn runs(&mut self) {
+        let limit = self.config().and_then(|machine| machine.time_limit);
+        self.next_check = limit.map(|_| Instant::now());
     }
 
     /// Takes new console output; whether there is more.
@@ -99,15 +112,20 @@ impl Guest {
                 .filter(|&lost| lost > 0)
             {
                 let note = alloc::format!("\n[{lost} bytes of output are lost]\n");
-                self.console.push(note.as_bytes());
+                self.keep(note.as_bytes());
             }
-            self.console.push(bytes);
+            self.keep(bytes);
             self.position = header.start + bytes.len() as u64;
             if bytes.is_empty() || self.position >= header.end {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Adds to its console.
+    pub fn keep(&mut self, output: &[u8]) {
+        self.console.push(output, heap::is_ample());
     }
 
     /// Ends the watch and closes the handles.

@@ -15,6 +15,14 @@ static ALLOCATOR: TalcLock<spin::Mutex<()>, Claim> =
     // SAFETY: nothing but the allocator ever touches the array.
     TalcLock::new(unsafe { Claim::array(&raw mut HEAP) });
 
+/// What is left alone for the shell and the tables, whatever the domains write.
+const RESERVE: usize = 4 << 20;
+
+/// Whether there is memory for more domains and more of their output.
+pub fn is_ample() -> bool {
+    free() > RESERVE
+}
+
 /// Bytes that are not allocated. They may be in pieces.
 pub fn free() -> usize {
     SIZE.saturating_sub(ALLOCATOR.lock().counters().allocated_bytes)

@@ -10,12 +10,11 @@ use plinth_image::{Executable, FIRMWARE};
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::domain::NAME;
 use plinth_rt::abi::system::{START_ENTRIES, START_MAGIC, start};
-use plinth_rt::abi::{
-    DomainConfig, Handle, Schedule, StartEntry, StartInfo, Status, VcpuState, rights,
-};
-use plinth_rt::object::{Domain, Memory, bytes_of};
+use plinth_rt::abi::{DomainConfig, Handle, StartEntry, StartInfo, Status, VcpuState, rights};
+use plinth_rt::object::{Any, Domain, Memory, bytes_of};
 
 use crate::control::Control;
+use crate::guest::with_vcpu;
 use crate::window::Loader;
 
 const PAGE: u64 = 4096;
@@ -24,6 +23,9 @@ const LARGE_PAGE: u64 = 2 << 20;
 const MAPPED: u64 = 1 << 30;
 /// The end of firmware's RAM.
 const FOUR_GIB: u64 = 1 << 32;
+/// Where in the start page the vCPUs above 0 start: `cli`, `hlt`, and back to the `hlt`.
+const HALT_OFFSET: u64 = PAGE - 16;
+const HALT_CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
 /// Frames that every domain needs: the upper levels of its nested page tables.
 const TABLES: u64 = 16;
 /// Frames that each vCPU needs.
@@ -107,7 +109,14 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
         .create_domain(&config)
         .map_err(|why| control.shortage(why))
         .step("making the domain")?;
-    fill(control, domain, machine, &executable, &plan).inspect_err(|_| {
+    let builder = Builder {
+        control,
+        domain,
+        machine,
+        executable,
+        plan,
+    };
+    builder.fill().inspect_err(|_| {
         // It was never started, so that it can be destroyed; the handle is there.
         let _ = domain.destroy();
         let _ = domain.any().close();
@@ -118,8 +127,8 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
 /// What goes where in a domain's memory.
 struct Plan {
     ram: u64,
-    /// Where the start information is: the page behind RAM.
-    start_info: Option<u64>,
+    /// Where the start page is, if there is one: behind RAM. It has the start information, and where vCPUs halt.
+    start_page: Option<u64>,
     is_firmware: bool,
 }
 
@@ -128,14 +137,14 @@ impl Plan {
         let ram = machine.memory.0;
         Self {
             ram,
-            start_info: machine.has_start_info().then_some(ram),
+            start_page: (machine.has_start_info() || machine.vcpus.0 > 1).then_some(ram),
             is_firmware: executable.is_firmware(),
         }
     }
 
-    /// Bytes of the Memory object for RAM and start information.
+    /// Bytes of the Memory object for RAM and start page.
     fn low(&self) -> u64 {
-        self.ram + self.start_info.map_or(0, |_| PAGE)
+        self.ram + self.start_page.map_or(0, |_| PAGE)
     }
 
     /// Budget of frames: the memory itself, nested page tables for it and for `modules` bytes, vCPUs.
@@ -158,30 +167,7 @@ impl Plan {
     }
 }
 
-fn fill(
-    control: &Control,
-    domain: Domain,
-    machine: &Machine,
-    executable: &Executable<'_>,
-    plan: &Plan,
-) -> Result<(), Failure> {
-    let mut regions = alloc::vec![(0..plan.low(), memory(control, domain, plan.low())?)];
-    if plan.is_firmware {
-        let high = FIRMWARE..FOUR_GIB;
-        match memory(control, domain, high.end - high.start) {
-            Ok(memory) => regions.push((high, memory)),
-            Err(why) => {
-                close(&regions);
-                return Err(why);
-            }
-        }
-    }
-    let result = fill_regions(control, domain, machine, executable, plan, &regions);
-    // What is mapped stays; what is not goes back.
-    close(&regions);
-    result
-}
-
+/// Memory objects, and where each is in the domain.
 type Regions = [(core::ops::Range<u64>, Memory)];
 
 fn close(regions: &Regions) {
@@ -191,166 +177,203 @@ fn close(regions: &Regions) {
     }
 }
 
-fn memory(control: &Control, domain: Domain, bytes: u64) -> Result<Memory, Failure> {
-    domain
-        .create_memory(bytes)
-        .map_err(|why| control.shortage(why))
-        .step(&alloc::format!("its memory of {}", format::size(bytes)))
-}
-
-fn fill_regions(
-    control: &Control,
+/// A domain that is being built.
+struct Builder<'a> {
+    control: &'a Control,
     domain: Domain,
-    machine: &Machine,
-    executable: &Executable<'_>,
-    plan: &Plan,
-    regions: &Regions,
-) -> Result<(), Failure> {
-    for (range, memory) in regions {
-        domain
-            .map(
-                range.start,
-                *memory,
-                0,
-                range.end - range.start,
-                access::ALL,
-            )
-            .step("mapping its memory")?;
-    }
-    let mut loader = Loader::new(&control.windows, regions.to_vec());
-    let mut failure = None;
-    let state = executable.load(plan.ram, &mut |gpa, bytes| match loader.write(gpa, bytes) {
-        Ok(()) => true,
-        Err(why) => {
-            failure = Some(why);
-            false
-        }
-    });
-    // A write that failed is the cause of the image's error.
-    if let Some(why) = failure {
-        return Err(why).step("filling its memory");
-    }
-    let mut state = state.step(&machine.image)?;
-    let vcpu = vcpus(domain, machine)?;
-    if let Some(at) = plan.start_info {
-        let page = start_page(control, domain, machine, plan, vcpu)?;
-        for (offset, bytes) in page {
-            loader
-                .write(at + offset, &bytes)
-                .step("its start information")?;
-        }
-        state.rsi = at;
-    }
-    set_state(domain, &state)
+    machine: &'a Machine,
+    executable: Executable<'a>,
+    plan: Plan,
 }
 
-/// Makes the vCPUs; vCPU 0 as a handle of the domain's, if it is to have that.
-fn vcpus(domain: Domain, machine: &Machine) -> Result<Option<Handle>, Failure> {
-    let schedule: Schedule = machine.schedule();
-    let mut granted = None;
-    for index in 0..machine.vcpus.0 {
-        let vcpu = domain
-            .create_vcpu()
-            .step(&alloc::format!("making vCPU {index}"))?;
-        let mut result = vcpu
-            .schedule(&schedule)
-            .step(&alloc::format!("scheduling vCPU {index}"));
-        if result.is_ok() && index == 0 && machine.grants(Grant::Vcpu) {
-            result = vcpu
-                .any()
-                .grant(domain, rights::VCPU)
-                .step("granting `vcpu`")
-                .map(|handle| granted = Some(handle));
-        }
-        vcpu.any().close().step("closing the vCPU")?;
-        result?;
-    }
-    Ok(granted)
-}
-
-fn set_state(domain: Domain, state: &VcpuState) -> Result<(), Failure> {
-    let vcpu = domain.open_vcpu(0).step("opening vCPU 0")?;
-    let result = vcpu.set_state(state).step("setting the state of vCPU 0");
-    vcpu.any().close().step("closing vCPU 0")?;
-    result
-}
-
-/// Grants what the machine is given, and writes down where that is: offsets in the start page, and what is there.
-fn start_page(
-    control: &Control,
-    domain: Domain,
-    machine: &Machine,
-    plan: &Plan,
-    vcpu: Option<Handle>,
-) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
-    if plan.is_firmware {
-        return Err("firmware starts as after reset, and finds neither handles nor a command line")
-            .step("its start information");
-    }
-    if plan.modules() > MAPPED {
-        return Err("the first page tables end at 1 GiB, so that memory must be less than that")
-            .step("its start information");
-    }
-    let mut entries = alloc::vec![StartEntry {
-        kind: start::RAM,
-        first: 0,
-        length: plan.ram,
-        handle: 0,
-    }];
-    let mut entry = |kind: u32, handle: Handle, first: u64, length: u64| {
-        entries.push(StartEntry {
-            kind,
-            handle: handle.0,
-            first,
-            length,
-        });
-    };
-    let text = machine.command_line.0.as_bytes();
-    let text_offset = size_of::<StartInfo>() as u64;
-    if !text.is_empty() {
-        let at = plan.ram + text_offset;
-        entry(start::COMMAND_LINE, Handle::NONE, at, text.len() as u64);
-    }
-    for grant in &machine.handles {
-        match grant.0 {
-            Grant::System => {
-                let handle = control.system.any().grant(domain, rights::SYSTEM);
-                entry(start::SYSTEM, handle.step("granting `system`")?, 0, 0);
-            }
-            Grant::Itself => {
-                let handle = domain.any().grant(domain, rights::DOMAIN);
-                entry(start::SELF, handle.step("granting `self`")?, 0, 0);
-            }
-            Grant::Vcpu => entry(start::VCPU, vcpu.unwrap_or_default(), 0, 0),
-            Grant::Modules => {
-                let at = plan.modules();
-                let (memory, length) = control
-                    .modules
-                    .ok_or(Status::NOT_FOUND)
-                    .step("granting `modules`")?;
-                let bytes = memory.info().step("granting `modules`")?.bytes;
-                if bytes > MAPPED - at {
-                    return Err("it does not fit below 1 GiB, behind the domain's memory")
-                        .step("granting `modules`");
+impl Builder<'_> {
+    /// Gives the domain its memory and vCPUs, and fills them.
+    fn fill(&self) -> Result<(), Failure> {
+        let low = self.plan.low();
+        let mut regions = alloc::vec![(0..low, self.memory(low)?)];
+        if self.plan.is_firmware {
+            match self.memory(FOUR_GIB - FIRMWARE) {
+                Ok(memory) => regions.push((FIRMWARE..FOUR_GIB, memory)),
+                Err(why) => {
+                    close(&regions);
+                    return Err(why);
                 }
-                domain
-                    .map(at, memory, 0, bytes, access::READ)
-                    .step("mapping the module archive")?;
-                entry(start::MODULES, Handle::NONE, at, length);
             }
         }
+        let result = self.fill_regions(&regions);
+        // What is mapped stays; what is not goes back.
+        close(&regions);
+        result
     }
-    let mut info = StartInfo {
-        magic: START_MAGIC,
-        count: entries.len() as u32,
-        restarts: 0,
-        entries: [StartEntry::default(); START_ENTRIES],
-    };
-    for (to, from) in info.entries.iter_mut().zip(entries) {
-        *to = from;
+
+    fn memory(&self, bytes: u64) -> Result<Memory, Failure> {
+        self.domain
+            .create_memory(bytes)
+            .map_err(|why| self.control.shortage(why))
+            .step(&alloc::format!("its memory of {}", format::size(bytes)))
     }
-    Ok(alloc::vec![
-        (0, bytes_of(&info).to_vec()),
-        (text_offset, text.to_vec())
-    ])
+
+    fn fill_regions(&self, regions: &Regions) -> Result<(), Failure> {
+        for (range, memory) in regions {
+            let length = range.end - range.start;
+            self.domain
+                .map(range.start, *memory, 0, length, access::ALL)
+                .step("mapping its memory")?;
+        }
+        let mut loader = Loader::new(&self.control.windows, regions.to_vec());
+        let mut failure = None;
+        let mut write = |gpa: u64, bytes: &[u8]| match loader.write(gpa, bytes) {
+            Ok(()) => true,
+            Err(why) => {
+                failure = Some(why);
+                false
+            }
+        };
+        let state = self.executable.load(self.plan.ram, &mut write);
+        // A write that failed is the cause of the image's error.
+        if let Some(why) = failure {
+            return Err(why).step("filling its memory");
+        }
+        let mut state = state.step(&self.machine.image)?;
+        let vcpu = self.vcpus()?;
+        if let Some(at) = self.plan.start_page {
+            for (offset, bytes) in self.start_page(vcpu)? {
+                loader
+                    .write(at + offset, &bytes)
+                    .step("its start information")?;
+            }
+            if self.machine.has_start_info() {
+                state.rsi = at;
+            }
+            let mut halted = VcpuState::long_mode(at + HALT_OFFSET, state.rsp, state.cr3);
+            halted.rdi = state.rdi;
+            for index in 1..self.machine.vcpus.0 {
+                self.set_state(index, &halted)?;
+            }
+        }
+        self.set_state(0, &state)
+    }
+
+    /// Makes the vCPUs; vCPU 0 as a handle of the domain's, if it is to have that.
+    fn vcpus(&self) -> Result<Option<Handle>, Failure> {
+        let schedule = self.machine.schedule();
+        let mut granted = None;
+        for index in 0..self.machine.vcpus.0 {
+            let vcpu = self
+                .domain
+                .create_vcpu()
+                .step(&alloc::format!("making vCPU {index}"))?;
+            let mut result = vcpu
+                .schedule(&schedule)
+                .step(&alloc::format!("scheduling vCPU {index}"));
+            if result.is_ok() && index == 0 && self.machine.grants(Grant::Vcpu) {
+                result = vcpu
+                    .any()
+                    .grant(self.domain, rights::VCPU)
+                    .step("granting `vcpu`")
+                    .map(|handle| granted = Some(handle));
+            }
+            vcpu.any().close().step("closing the vCPU")?;
+            result?;
+        }
+        Ok(granted)
+    }
+
+    fn set_state(&self, index: u32, state: &VcpuState) -> Result<(), Failure> {
+        with_vcpu(self.domain, index, |vcpu| vcpu.set_state(state))
+            .step(&alloc::format!("setting the state of vCPU {index}"))
+    }
+
+    /// Grants what the machine is given, and writes down where that is: offsets in the start page, and what is there.
+    fn start_page(&self, vcpu: Option<Handle>) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
+        if self.plan.is_firmware {
+            return Err(
+                "firmware has one vCPU, no handles and no command line: it starts as after reset",
+            )
+            .step(&self.machine.image);
+        }
+        if self.plan.modules() > MAPPED {
+            return Err(
+                "the first page tables end at 1 GiB, so that memory must be less than that",
+            )
+            .step("its start information");
+        }
+        let mut entries = alloc::vec![StartEntry {
+            kind: start::RAM,
+            handle: Handle::NONE.0,
+            first: 0,
+            length: self.plan.ram,
+        }];
+        let text = self.machine.command_line.0.as_bytes();
+        let text_offset = size_of::<StartInfo>() as u64;
+        if !text.is_empty() {
+            entries.push(StartEntry {
+                kind: start::COMMAND_LINE,
+                handle: Handle::NONE.0,
+                first: self.plan.ram + text_offset,
+                length: text.len() as u64,
+            });
+        }
+        for grant in &self.machine.handles {
+            entries.push(match grant.0 {
+                Grant::System => {
+                    self.grant(self.control.system.any(), start::SYSTEM, rights::SYSTEM)?
+                }
+                Grant::Itself => self.grant(self.domain.any(), start::SELF, rights::DOMAIN)?,
+                Grant::Vcpu => of_handle(start::VCPU, vcpu.unwrap_or_default()),
+                Grant::Modules => self.map_modules()?,
+            });
+        }
+        let mut info = StartInfo {
+            magic: START_MAGIC,
+            count: entries.len() as u32,
+            restarts: 0,
+            entries: [StartEntry::default(); START_ENTRIES],
+        };
+        // There is room: nothing is granted twice.
+        for (to, from) in info.entries.iter_mut().zip(entries) {
+            *to = from;
+        }
+        Ok(alloc::vec![
+            (0, bytes_of(&info).to_vec()),
+            (text_offset, text.to_vec()),
+            (HALT_OFFSET, HALT_CODE.to_vec()),
+        ])
+    }
+
+    fn grant(&self, what: Any, kind: u32, rights: u32) -> Result<StartEntry, Failure> {
+        what.grant(self.domain, rights)
+            .step("granting a handle")
+            .map(|handle| of_handle(kind, handle))
+    }
+
+    /// Maps the module archive behind the domain's own memory.
+    fn map_modules(&self) -> Result<StartEntry, Failure> {
+        const STEP: &str = "mapping the module archive";
+        let at = self.plan.modules();
+        let (memory, length) = self.control.modules.ok_or(Status::NOT_FOUND).step(STEP)?;
+        let bytes = memory.info().step(STEP)?.bytes;
+        if bytes > MAPPED - at {
+            return Err("it does not fit below 1 GiB, behind the domain's memory").step(STEP);
+        }
+        self.domain
+            .map(at, memory, 0, bytes, access::READ)
+            .step(STEP)?;
+        Ok(StartEntry {
+            kind: start::MODULES,
+            handle: Handle::NONE.0,
+            first: at,
+            length,
+        })
+    }
+}
+
+/// The entry of a handle to something that is one.
+fn of_handle(kind: u32, handle: Handle) -> StartEntry {
+    StartEntry {
+        kind,
+        handle: handle.0,
+        first: 0,
+        length: 0,
+    }
 }

@@ -27,7 +27,7 @@ mod window;
 
 use alloc::boxed::Box;
 
-use embassy_executor::Spawner;
+use embassy_executor::{SpawnError, Spawner};
 use plinth_guest_control::batch::Options;
 use plinth_rt::println;
 
@@ -44,6 +44,7 @@ fn main() -> u64 {
             return 1;
         }
     };
+    start.take_precedence();
     let serial: &'static Serial = Box::leak(Box::new(start.serial()));
     let restarts = start.restarts;
     let control: &'static Control = match start.control(serial) {
@@ -53,26 +54,29 @@ fn main() -> u64 {
             return 1;
         }
     };
-    executor::run(
+    let failed = executor::run(
         |spawner| spawn(spawner, serial, control, restarts),
         |event| match event {
             key::SERIAL => serial.interrupt(),
             event => control.arrived(event),
         },
-    )
+    );
+    println!("the control guest cannot work: {failed}");
+    1
 }
 
-/// Starts the tasks. Each is there once, so that none is missing.
-fn spawn(spawner: Spawner, serial: &'static Serial, control: &'static Control, restarts: u32) {
-    let tasks = [
-        serve(serial).ok().map(|task| spawner.spawn(task)),
-        watch(control).ok().map(|task| spawner.spawn(task)),
-        keep(control).ok().map(|task| spawner.spawn(task)),
-        operate(spawner, control, restarts)
-            .ok()
-            .map(|task| spawner.spawn(task)),
-    ];
-    debug_assert!(tasks.iter().all(Option::is_some));
+/// Starts the tasks.
+fn spawn(
+    spawner: Spawner,
+    serial: &'static Serial,
+    control: &'static Control,
+    restarts: u32,
+) -> Result<(), SpawnError> {
+    spawner.spawn(serve(serial)?);
+    spawner.spawn(watch(control)?);
+    spawner.spawn(keep(control)?);
+    spawner.spawn(operate(spawner, control, restarts)?);
+    Ok(())
 }
 
 #[embassy_executor::task]

@@ -42,7 +42,9 @@ impl<'a> Runner<'a> {
             position: 0,
             lines: Lines::default(),
         };
-        control.start(number)?;
+        control
+            .start(number)
+            .inspect_err(|_| take_back(control, number))?;
         let memory = control.with(number, |guest| {
             guest.config().map_or(0, |machine| machine.memory.0)
         });
@@ -133,8 +135,8 @@ fn free_name(control: &Control, machine: &str) -> String {
         .unwrap_or_else(|| machine.into())
 }
 
-/// Runs machines to their ends, `parallel` of them at a time, in order; how many did not end as expected. With `log`, the kernel's
-/// log is shown as well, and what is left of the domains is taken back.
+/// Runs machines to their ends, `parallel` of them at a time, in order; how many did not end as expected. With `log`, the
+/// kernel's log is shown as well, and what is left of the domains is taken back.
 async fn run(
     control: &Control,
     machines: &[String],

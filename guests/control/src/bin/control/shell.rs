@@ -27,6 +27,9 @@ const CHUNK: usize = 2048;
 /// How often `top` is redrawn.
 const REDRAW: Duration = Duration::from_secs(1);
 
+/// The error of a command that Ctrl-C broke off: what is left of its line is not done.
+const BROKEN_OFF: &str = "broken off";
+
 type Result = core::result::Result<(), String>;
 
 /// Greets, and obeys for ever.
@@ -44,6 +47,9 @@ pub async fn shell(control: &Control) -> ! {
             control.succeeded.set(result.is_ok());
             if let Err(why) = result {
                 control.terminal.line(&alloc::format!("error: {why}"));
+                if why == BROKEN_OFF {
+                    break;
+                }
             }
         }
     }
@@ -69,7 +75,7 @@ async fn obey(control: &Control, command: Command) -> Result {
         Command::Top(None) => watch(control).await,
         command => match select(quietly(control, command), control.terminal.interrupted()).await {
             Either::First(result) => result,
-            Either::Second(()) => Err("broken off".into()),
+            Either::Second(()) => Err(BROKEN_OFF.into()),
         },
     }
 }
@@ -91,7 +97,7 @@ async fn quietly(control: &Control, command: Command) -> Result {
             Timer::after(Duration::from_nanos(time.0)).await;
             Ok(())
         }
-        Command::Info(name) => show::info(control, control.find_one(&name)?).await,
+        Command::Info(name) => show::info(control, &name).await,
         Command::Top(samples) => samples_of_top(control, samples.unwrap_or(1)).await,
         Command::Log(name) => match control.find_one(&name) {
             Ok(number) => {
@@ -217,7 +223,6 @@ async fn each(control: &Control, verb: Verb, names: &[String]) -> Result {
         };
         for number in numbers {
             match once(control, verb, number) {
-                Ok(done) if done.is_empty() => {}
                 Ok(done) => control.terminal.line(&done),
                 Err(why) => wrong.push(why),
             }
@@ -243,11 +248,7 @@ fn once(control: &Control, verb: Verb, number: u32) -> crate::domains::Outcome {
         Verb::Resume => control.resume(number),
         Verb::Stop => control.end(number, Asked::Stop),
         Verb::Kill => control.end(number, Asked::Kill),
-        Verb::Destroy => {
-            let name = control.name_of(number);
-            control.destroy(number)?;
-            Ok(alloc::format!("{name} is destroyed"))
-        }
+        Verb::Destroy => control.destroy(number),
         Verb::Restart => {
             let number = control.restart(number)?;
             Ok(alloc::format!(

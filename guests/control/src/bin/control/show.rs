@@ -105,16 +105,17 @@ pub async fn machines(control: &Control) -> Result {
 }
 
 /// `info`.
-pub async fn info(control: &Control, number: u32) -> Result {
-    let kept = control.with(number, |guest| {
-        (
-            guest.domain,
-            guest.machine.clone(),
-            guest.console.end() - guest.console.start(),
-            guest.limited,
-        )
-    });
-    let (domain, machine, kept, limited) = kept.ok_or("it is gone")?;
+pub async fn info(control: &Control, pattern: &str) -> Result {
+    let (domain, machine, kept, limited) = if control.is_own(pattern) {
+        (control.own, None, 0, false)
+    } else {
+        let number = control.find_one(pattern)?;
+        let known = control.with(number, |guest| {
+            let kept = guest.console.end() - guest.console.start();
+            (guest.domain, guest.machine.clone(), kept, guest.limited)
+        });
+        known.ok_or("it is gone")?
+    };
     let (info, vcpus) = vcpu_infos(domain).map_err(words)?;
     let mut lines = alloc::vec![alloc::format!(
         "{} (domain {}): {}",

@@ -12,11 +12,12 @@ use plinth_guest_control::batch::{Options, status};
 use plinth_guest_control::format;
 use plinth_guest_control::report::name;
 use plinth_rt::abi::system::start;
-use plinth_rt::abi::{Handle, StartEntry, StartInfo};
+use plinth_rt::abi::{Handle, Schedule, StartEntry, StartInfo};
 use plinth_rt::object::{Domain, Irq, Memory, Ports, System};
 
 use crate::archive::Archive;
 use crate::control::{Control, Found};
+use crate::guest::with_vcpu;
 use crate::key;
 use crate::serial::Serial;
 use crate::terminal::Terminal;
@@ -58,6 +59,15 @@ impl Start {
             serial.use_interrupt(Irq(Handle(entry.handle)), event);
         }
         serial
+    }
+
+    /// Lets the control guest come before others: whoever needs it waits for it. Without that it is only slower.
+    pub fn take_precedence(&self) {
+        let schedule = Schedule {
+            weight: Schedule::MAX_WEIGHT,
+            ..Schedule::USUAL
+        };
+        let _ = with_vcpu(self.own, 0, |vcpu| vcpu.schedule(&schedule));
     }
 
     /// The control guest.
