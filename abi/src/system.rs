@@ -87,6 +87,10 @@ pub mod start {
     pub const PORTS: u32 = 5;
     /// The physical interrupt of the ISA line `first`.
     pub const IRQ: u32 = 6;
+    /// The command line: UTF-8 text at `first`, `length` bytes.
+    pub const COMMAND_LINE: u32 = 7;
+    /// The domain's vCPU of the index `first`.
+    pub const VCPU: u32 = 8;
 }
 
 const _: () = assert!(size_of::<SystemInfo>() == 7 * 8 + 8 + 24 + 2 * 8 * LISTED_CPUS);

@@ -27,7 +27,8 @@ fn main(info: &'static mut BootInfo) -> ! {
 
     let facts = boot::Facts::take(info);
     frames::init(facts.memory, facts.physical_offset);
-    heap::init(heap::size_for(frames::frames().free_frames() * PAGE_SIZE));
+    let memory = frames::frames().free_frames() * PAGE_SIZE;
+    heap::init(heap::size_for(memory));
     device::keep_memory(facts.memory);
     symbols::init(facts.kernel_file);
     if let Some(framebuffer) = facts.framebuffer {

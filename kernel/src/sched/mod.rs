@@ -391,7 +391,7 @@ impl<V: Vendor> Sched<V> {
         self.flush(me, hardware);
         for state in &self.cpus {
             let runs = || {
-                state.domain.load(Ordering::SeqCst) == domain.into()
+                state.domain.load(Ordering::SeqCst) == u64::from(domain)
                     && state.flushed.load(Ordering::SeqCst) < epoch
             };
             if state.cpu.id == me.id || !runs() {

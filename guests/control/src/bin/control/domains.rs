@@ -1,0 +1,527 @@
+//! The life of domains: made, started, watched, ended, restarted, taken back.
+
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use embassy_time::{Duration, Instant};
+use plinth_guest_control::command::matches;
+use plinth_guest_control::config::{Device, Machine, OnEnd, is_good_name};
+use plinth_guest_control::ending::Ending;
+use plinth_guest_control::report::{name, run_ns};
+use plinth_guest_control::{format, suggest};
+use plinth_rt::abi::{DomainState, Status};
+use plinth_rt::object::Domain;
+
+use crate::control::Control;
+use crate::device::DebugConsole;
+use crate::guest::{Asked, Guest, with_vcpu};
+use crate::{heap, key, machine};
+
+/// The least time between two starts of a machine that is restarted by its policy.
+const BACKOFF: Duration = Duration::from_secs(1);
+/// What a domain can cost of the control guest's own heap: a full console, and what else is kept.
+const HEAP: usize = 128 << 10;
+
+/// What was done, in words; or why it could not be.
+pub type Outcome = Result<String, String>;
+
+impl Control {
+    /// Makes a domain called `name` of a machine; its number.
+    pub fn create(&self, machine_name: &str, name: &str) -> Result<u32, String> {
+        let machine = self.archive.machine(machine_name)?;
+        if !is_good_name(name) {
+            return Err(alloc::format!(
+                "`{name}` is no name for a domain: it has 1 to 32 letters, digits, `-`, `_` or `.`, and is no number"
+            ));
+        }
+        if let Some(number) = self.number_of(name) {
+            let state = self.with(number, |guest| guest.domain.info());
+            let state = state
+                .and_then(Result::ok)
+                .map_or("", |info| info.state.text());
+            return Err(alloc::format!(
+                "there is a domain called `{name}` already ({state}); `destroy` or `restart` it, or `create {machine_name} as ...`"
+            ));
+        }
+        if heap::free() < HEAP {
+            return Err(alloc::format!(
+                "the control guest has too little memory left for another domain: {}",
+                format::size(heap::free() as u64)
+            ));
+        }
+        let domain = machine::build(self, name, &machine)
+            .map_err(|why| alloc::format!("`{name}` cannot be made: {why}"))?;
+        self.watch(domain, Some((machine_name.into(), machine)))
+            .map_err(|why| {
+                // It was never started. The handle is there.
+                let _ = domain.destroy();
+                let _ = domain.any().close();
+                alloc::format!("`{name}` cannot be watched: {why}")
+            })
+    }
+
+    /// Takes a domain among those that are kept; its number.
+    fn watch(&self, domain: Domain, machine: Option<(String, Rc<Machine>)>) -> Result<u32, Status> {
+        let info = domain.info()?;
+        let wants_console = machine
+            .as_ref()
+            .is_some_and(|(_, machine)| machine.has(Device::DebugConsole));
+        // Charged to the control guest: a domain that has used up its budget is watched all the same.
+        let event = self.own.create_event()?;
+        let mut guest = event
+            .bind(key::domain(info.number))
+            .and_then(|()| Guest::new(&info, domain, event, machine))
+            .inspect_err(|_| {
+                let _ = event.any().close();
+            })?;
+        if wants_console
+            && matches!(
+                info.state,
+                DomainState::CREATED | DomainState::RUNNING | DomainState::PAUSED
+            )
+        {
+            let key = key::device(info.number);
+            match DebugConsole::new(self.own, &self.windows, domain, info.max_vcpus, key) {
+                Ok(console) => guest.debug_console = Some(console),
+                Err(why) => {
+                    let _ = event.any().close();
+                    return Err(why);
+                }
+            }
+        }
+        if info.state != DomainState::CREATED {
+            guest.started = Some(Instant::now());
+        }
+        self.guests.borrow_mut().insert(info.number, guest);
+        Ok(info.number)
+    }
+
+    /// Takes over a domain that somebody else made: a control guest before this one, or another domain.
+    pub fn adopt(&self, number: u32) -> Result<u32, Status> {
+        let domain = self.system.open_domain(number)?;
+        let close = |why| {
+            let _ = domain.any().close();
+            why
+        };
+        let info = domain.info().map_err(close)?;
+        self.watch(domain, self.machine_of(&name(&info)))
+            .map_err(close)
+    }
+
+    /// The numbers of all domains of the machine that are not kept here, the control guest's left out.
+    pub fn strangers(&self) -> Vec<u32> {
+        let mut numbers = Vec::new();
+        let mut last = 0;
+        while let Ok(Some(number)) = self.system.next_domain(last) {
+            last = number;
+            if number != self.own_number && !self.guests.borrow().contains_key(&number) {
+                numbers.push(number);
+            }
+        }
+        numbers
+    }
+
+    /// The domains that a word of the operator's means, at least one.
+    pub fn find(&self, pattern: &str) -> Result<Vec<u32>, String> {
+        let mut found: Vec<u32> = {
+            let guests = self.guests.borrow();
+            let kept = guests
+                .values()
+                .filter(|guest| matches(pattern, &guest.name));
+            kept.map(|guest| guest.number).collect()
+        };
+        if found.is_empty() {
+            found = self.find_otherwise(pattern)?;
+        }
+        Ok(found)
+    }
+
+    /// Looks for a domain by its number, and among those that others have made.
+    fn find_otherwise(&self, pattern: &str) -> Result<Vec<u32>, String> {
+        let number: Option<u32> = pattern.parse().ok();
+        if let Some(number) = number.filter(|number| self.guests.borrow().contains_key(number)) {
+            return Ok(alloc::vec![number]);
+        }
+        let own_name = self.own.info().map(|info| name(&info)).unwrap_or_default();
+        if number == Some(self.own_number) || pattern == own_name {
+            return Err(
+                "that is the control guest itself, which `crash`, `reboot` and `shutdown` end"
+                    .into(),
+            );
+        }
+        for stranger in self.strangers() {
+            let is_meant = || {
+                let domain = self.system.open_domain(stranger)?;
+                let info = domain.info();
+                domain.any().close()?;
+                Ok(name(&info?) == pattern)
+            };
+            let is_meant: Result<bool, Status> = is_meant();
+            if number == Some(stranger) || is_meant == Ok(true) {
+                let adopted = self.adopt(stranger);
+                return adopted
+                    .map(|number| alloc::vec![number])
+                    .map_err(|why| alloc::format!("`{pattern}` cannot be taken over: {why}"));
+            }
+        }
+        Err(self.no_domain(pattern))
+    }
+
+    fn no_domain(&self, pattern: &str) -> String {
+        let guests = self.guests.borrow();
+        let names = || guests.values().map(|guest| guest.name.as_str());
+        let mut text = alloc::format!("no domain is called `{pattern}`");
+        if self.archive.machine(pattern).is_ok() {
+            text += &alloc::format!("; `create {pattern}` makes one");
+        } else if let Some(near) = suggest::nearest(pattern, names()) {
+            text += &alloc::format!("; did you mean `{near}`?");
+        } else {
+            text += "; there are: ";
+            text += &format::listed(names().take(20));
+            if guests.len() > 20 {
+                text += ", ...";
+            }
+        }
+        text
+    }
+
+    /// The one domain that a word means.
+    pub fn find_one(&self, pattern: &str) -> Result<u32, String> {
+        let found = self.find(pattern)?;
+        match found[..] {
+            [number] => Ok(number),
+            _ => Err(alloc::format!(
+                "`{pattern}` means {}, and this is for one",
+                format::counted(found.len(), "domain")
+            )),
+        }
+    }
+
+    /// The name of a domain that is kept.
+    pub fn name_of(&self, number: u32) -> String {
+        self.with(number, |guest| guest.name.clone())
+            .unwrap_or_else(|| number.to_string())
+    }
+
+    /// The domain's handle, and a word for an error about it.
+    fn domain(&self, number: u32) -> Result<(String, Domain), String> {
+        self.with(number, |guest| (guest.name.clone(), guest.domain))
+            .ok_or_else(|| alloc::format!("domain {number} is gone"))
+    }
+
+    /// Makes a call on a domain. `WRONG_STATE` is told with the state, and with what would be right.
+    fn change(
+        &self,
+        number: u32,
+        done: &str,
+        call: fn(Domain) -> plinth_rt::object::Result<()>,
+    ) -> Outcome {
+        let (name, domain) = self.domain(number)?;
+        match call(domain) {
+            Ok(()) => Ok(alloc::format!("{name} {done}")),
+            Err(Status::WRONG_STATE) => {
+                let state = domain
+                    .info()
+                    .map_or(DomainState::DESTROYED, |info| info.state);
+                let hint = match state {
+                    DomainState::CREATED => "; `start` starts it",
+                    DomainState::PAUSED => "; `resume` lets it go on",
+                    DomainState::ENDED => "; `restart` makes it anew",
+                    _ => "",
+                };
+                Err(alloc::format!("`{name}` is {}{hint}", state.text()))
+            }
+            Err(why) => Err(alloc::format!("`{name}`: {why}")),
+        }
+    }
+
+    /// Starts a domain.
+    pub fn start(&self, number: u32) -> Outcome {
+        let done = self.change(number, "runs", Domain::start)?;
+        self.with(number, |guest| guest.started = Some(Instant::now()));
+        self.keeper.signal(());
+        Ok(done)
+    }
+
+    /// Holds a domain.
+    pub fn pause(&self, number: u32) -> Outcome {
+        self.change(number, "is paused", Domain::pause)
+    }
+
+    /// Lets a domain go on.
+    pub fn resume(&self, number: u32) -> Outcome {
+        let done = self.change(number, "runs", Domain::resume)?;
+        self.keeper.signal(());
+        Ok(done)
+    }
+
+    /// Ends a domain because the operator wants it.
+    pub fn end(&self, number: u32, asked: Asked) -> Outcome {
+        // A restart that waits is not wanted any more.
+        if self.restarts.borrow_mut().remove(&number).is_some() {
+            self.with(number, |guest| guest.asked = asked);
+            return Ok(alloc::format!("{} is not restarted", self.name_of(number)));
+        }
+        // Before the call: the end may be seen at once.
+        let before = self.with(number, |guest| core::mem::replace(&mut guest.asked, asked));
+        self.change(number, "was ended", Domain::kill)
+            .inspect_err(|_| {
+                if let Some(before) = before {
+                    self.with(number, |guest| guest.asked = before);
+                }
+            })
+    }
+
+    /// Takes a domain back. Its console is kept for a while.
+    pub fn destroy(&self, number: u32) -> Outcome {
+        self.change(number, "is destroyed", Domain::destroy)?;
+        self.forget(number);
+        Ok(String::new())
+    }
+
+    /// Forgets a domain that is destroyed.
+    fn forget(&self, number: u32) {
+        self.restarts.borrow_mut().remove(&number);
+        let guest = self.guests.borrow_mut().remove(&number);
+        if let Some(mut guest) = guest {
+            if let Some(console) = guest.debug_console.take() {
+                console.close(&self.windows);
+            }
+            let name = guest.name.clone();
+            self.keep_console(name, guest.close());
+        }
+    }
+
+    /// Ends a domain, and makes and starts it anew of its machine; the new number.
+    pub fn restart(&self, number: u32) -> Result<u32, String> {
+        let (name, domain) = self.domain(number)?;
+        let machine = self.with(number, |guest| {
+            guest.machine.as_ref().map(|(machine, _)| machine.clone())
+        });
+        let machine = machine
+            .flatten()
+            .ok_or_else(|| alloc::format!("`{name}` is of no machine of the archive"))?;
+        // So that a mistake in its file does not cost the domain that there is.
+        self.archive.machine(&machine)?;
+        let state = domain
+            .info()
+            .map_or(DomainState::DESTROYED, |info| info.state);
+        if matches!(state, DomainState::RUNNING | DomainState::PAUSED) {
+            self.end(number, Asked::Kill)?;
+        }
+        self.destroy(number)?;
+        let number = self.create(&machine, &name)?;
+        self.start(number)?;
+        Ok(number)
+    }
+
+    /// Changes how all vCPUs of a domain are scheduled.
+    pub fn set(
+        &self,
+        number: u32,
+        setting: plinth_guest_control::command::Setting,
+    ) -> Result<(), String> {
+        let (name, domain) = self.domain(number)?;
+        let cpus = self.system.info().map_or(0, |info| info.cpus);
+        let set = || {
+            for index in 0..domain.info()?.vcpus {
+                with_vcpu(domain, index, |vcpu| {
+                    let mut schedule = vcpu.info()?.schedule;
+                    setting.apply(&mut schedule);
+                    vcpu.schedule(&schedule)
+                })?;
+            }
+            Ok(())
+        };
+        set().map_err(|why| match why {
+            Status::BAD_ARGUMENT => alloc::format!(
+                "there is no such CPU; the last is {}",
+                cpus.saturating_sub(1)
+            ),
+            Status::WRONG_STATE => alloc::format!("`{name}` has ended"),
+            why => alloc::format!("`{name}`: {why}"),
+        })
+    }
+}
+
+/// Looks after the domains' events, for ever.
+pub async fn watch(control: &Control) -> ! {
+    loop {
+        let event = control.next_event().await;
+        let number = key::number(event);
+        let more = if key::is_device(event) {
+            serve_device(control, number);
+            false
+        } else {
+            look(control, number)
+        };
+        if more {
+            control.arrived(event);
+        }
+        control.changed();
+        // What is runnable besides runs now: one domain that writes without end does not hold up the others.
+        embassy_futures::yield_now().await;
+    }
+}
+
+fn serve_device(control: &Control, number: u32) {
+    control.with(number, |guest| {
+        if let Some(console) = &mut guest.debug_console {
+            let output = console.serve();
+            guest.console.push(&output);
+        }
+    });
+}
+
+/// What there was to see of a domain.
+enum Look {
+    /// More output than was taken.
+    More,
+    /// Its state, and its end if that is new.
+    State(DomainState, Option<Ending>),
+}
+
+/// Takes a domain's output, and sees whether it has ended; whether there is more output.
+fn look(control: &Control, number: u32) -> bool {
+    let seen = control.with(number, |guest| {
+        // The state first: what comes before the end is there then.
+        let info = guest.domain.info()?;
+        if guest.take_output()? {
+            return Ok(Look::More);
+        }
+        if guest.ending.is_some() {
+            return Ok(Look::State(info.state, None));
+        }
+        guest.ending = Ending::of(&info, guest.limited);
+        Ok(Look::State(info.state, guest.ending))
+    });
+    match seen {
+        // It was destroyed with the event still on its way.
+        None => {}
+        Some(Ok(Look::More)) => return true,
+        Some(Ok(Look::State(DomainState::DESTROYED, _))) => control.forget(number),
+        Some(Ok(Look::State(_, None))) => {}
+        Some(Ok(Look::State(_, Some(ending)))) => after(control, number, &ending),
+        Some(Err(why)) => {
+            let why: Status = why;
+            let name = control.name_of(number);
+            control
+                .terminal
+                .notice(&alloc::format!("{name} cannot be watched: {why}"));
+        }
+    }
+    false
+}
+
+/// What follows a domain's end: it is told, and the policy applies.
+fn after(control: &Control, number: u32, ending: &Ending) {
+    let Some((name, asked, is_run, started, policy, expected)) = control.with(number, |guest| {
+        let config = guest.config();
+        (
+            guest.name.clone(),
+            guest.asked,
+            guest.is_run,
+            guest.started,
+            config.map_or(OnEnd::Keep, |machine| machine.on_end.0),
+            config.is_none_or(|machine| machine.expect.0.matches(ending)),
+        )
+    }) else {
+        return;
+    };
+    if is_run {
+        return;
+    }
+    let surprise = if expected || asked != Asked::No {
+        ""
+    } else {
+        " (not expected)"
+    };
+    let mut text = alloc::format!("{name} ended: {ending}, rip {:#x}{surprise}", ending.rip);
+    match (policy, asked) {
+        (OnEnd::Restart, Asked::No) => {
+            let due = started.map_or(Instant::MIN, |started| started + BACKOFF);
+            control.restarts.borrow_mut().insert(number, due);
+            control.keeper.signal(());
+            text += "; it is restarted";
+            control.terminal.notice(&text);
+        }
+        (OnEnd::Destroy, Asked::No | Asked::Stop) => {
+            control.terminal.notice(&text);
+            if let Err(why) = control.destroy(number) {
+                control.terminal.notice(&why);
+            }
+        }
+        _ => control.terminal.notice(&text),
+    }
+}
+
+/// Keeps time limits and restarts, for ever.
+pub async fn keep(control: &Control) -> ! {
+    loop {
+        let now = Instant::now();
+        let due: Vec<u32> = {
+            let restarts = control.restarts.borrow();
+            restarts
+                .iter()
+                .filter(|&(_, &at)| at <= now)
+                .map(|(&number, _)| number)
+                .collect()
+        };
+        for number in due {
+            control.restarts.borrow_mut().remove(&number);
+            let name = control.name_of(number);
+            if let Err(why) = control.restart(number) {
+                control
+                    .terminal
+                    .notice(&alloc::format!("{name} is not restarted: {why}"));
+            }
+        }
+        let restart = control.restarts.borrow().values().min().copied();
+        let next = [restart, enforce_limits(control)]
+            .into_iter()
+            .flatten()
+            .min();
+        match next {
+            Some(at) => {
+                // Either of both is a reason to look again.
+                let _ = embassy_time::with_deadline(at, control.keeper.wait()).await;
+            }
+            None => control.keeper.wait().await,
+        }
+    }
+}
+
+/// Kills the domains that have used up their time; when the next one can have, at the earliest.
+fn enforce_limits(control: &Control) -> Option<Instant> {
+    /// Time between two looks at a domain, at the least.
+    const PAUSE: Duration = Duration::from_millis(5);
+    let mut next: Option<Instant> = None;
+    for guest in control.guests.borrow_mut().values_mut() {
+        let Some(limit) = guest.config().and_then(|machine| machine.time_limit) else {
+            continue;
+        };
+        if guest.limited || guest.ending.is_some() {
+            continue;
+        }
+        let Ok((info, vcpus)) = crate::guest::vcpu_infos(guest.domain) else {
+            continue;
+        };
+        // What does not run uses no time; `start` and `resume` come by here again.
+        if info.state != DomainState::RUNNING {
+            continue;
+        }
+        match limit.0.checked_sub(run_ns(&vcpus)).filter(|&left| left > 0) {
+            None => {
+                // It may have ended by itself just now.
+                guest.limited = guest.domain.kill().is_ok();
+            }
+            Some(left) => {
+                let soonest = Duration::from_ticks(left / u64::from(info.vcpus.max(1)));
+                let at = Instant::now() + soonest.max(PAUSE);
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        }
+    }
+    next
+}

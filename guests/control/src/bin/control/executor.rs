@@ -1,0 +1,99 @@
+//! The async executor, and what it does when there is nothing to do: the control guest waits by a hypercall, for an event or
+//! for the time of the next timer.
+
+#![allow(
+    unsafe_code,
+    reason = "the contracts of embassy-executor and critical-section"
+)]
+
+use alloc::boxed::Box;
+use core::cell::RefCell;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Waker;
+
+use critical_section::{CriticalSection, Mutex, RawRestoreState};
+use embassy_executor::Spawner;
+use embassy_executor::raw::Executor;
+use embassy_time_driver::Driver;
+use embassy_time_queue_utils::Queue;
+use plinth_rt::{hypercall, object};
+
+/// Events that are taken between two looks at the tasks.
+const EVENTS: usize = 64;
+
+/// Whether a task wants to run.
+static PENDING: AtomicBool = AtomicBool::new(false);
+
+#[unsafe(export_name = "__pender")]
+fn pender(_context: *mut ()) {
+    PENDING.store(true, Ordering::Relaxed);
+}
+
+/// There is one vCPU, whose interrupts are always off: nothing can come in between.
+struct OneCpu;
+critical_section::set_impl!(OneCpu);
+
+// SAFETY: see `OneCpu`.
+unsafe impl critical_section::Impl for OneCpu {
+    unsafe fn acquire() -> RawRestoreState {}
+    unsafe fn release(_state: RawRestoreState) {}
+}
+
+/// Time is what the hypercall `CLOCK` says, in nanoseconds.
+struct Clock {
+    timers: Mutex<RefCell<Queue>>,
+}
+
+embassy_time_driver::time_driver_impl!(static CLOCK: Clock = Clock {
+    timers: Mutex::new(RefCell::new(Queue::new())),
+});
+
+impl Driver for Clock {
+    fn now(&self) -> u64 {
+        hypercall::clock()
+    }
+
+    fn schedule_wake(&self, at: u64, waker: &Waker) {
+        critical_section::with(|section| {
+            self.queue(section, |queue| queue.schedule_wake(at, waker))
+        });
+    }
+}
+
+impl Clock {
+    fn queue<T>(&self, section: CriticalSection<'_>, with: impl FnOnce(&mut Queue) -> T) -> T {
+        with(&mut self.timers.borrow_ref_mut(section))
+    }
+
+    /// Wakes the tasks whose time has come; when the next one's comes.
+    fn wake_expired(&self) -> u64 {
+        critical_section::with(|section| {
+            self.queue(section, |queue| queue.next_expiration(hypercall::clock()))
+        })
+    }
+}
+
+/// Runs the tasks that `start` spawns, for ever. `deliver` gets the key of each event that is bound to the vCPU.
+pub fn run(start: impl FnOnce(Spawner), deliver: impl Fn(u64)) -> ! {
+    let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
+    start(executor.spawner());
+    loop {
+        PENDING.store(false, Ordering::Relaxed);
+        // SAFETY: called from here only, and never from within a task or the pender.
+        unsafe { executor.poll() };
+        let next = CLOCK.wake_expired();
+        // A deadline of 0 takes what is pending without waiting.
+        let mut deadline = if PENDING.load(Ordering::Relaxed) {
+            0
+        } else {
+            next
+        };
+        for _ in 0..EVENTS {
+            match object::wait(deadline) {
+                Ok(Some(key)) => deliver(key),
+                Ok(None) | Err(_) => break,
+            }
+            deadline = 0;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The control guest's program: it takes what the kernel gave it, finds the domains that there are, and serves the operator, or
+//! the command line.
+
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod archive;
+mod control;
+mod crash;
+mod device;
+mod domains;
+mod executor;
+mod guest;
+mod heap;
+mod kernel_log;
+mod key;
+mod machine;
+mod run;
+mod serial;
+mod shell;
+mod show;
+mod start;
+mod terminal;
+mod window;
+
+use alloc::boxed::Box;
+
+use embassy_executor::Spawner;
+use plinth_guest_control::batch::Options;
+use plinth_rt::println;
+
+use control::Control;
+use serial::Serial;
+
+plinth_rt::entry!(main);
+
+fn main() -> u64 {
+    let start = match start::Start::take() {
+        Ok(start) => start,
+        Err(why) => {
+            println!("the control guest cannot work: {why}");
+            return 1;
+        }
+    };
+    let serial: &'static Serial = Box::leak(Box::new(start.serial()));
+    let restarts = start.restarts;
+    let control: &'static Control = match start.control(serial) {
+        Ok(control) => Box::leak(Box::new(control)),
+        Err(why) => {
+            println!("the control guest cannot work: {why}");
+            return 1;
+        }
+    };
+    executor::run(
+        |spawner| spawn(spawner, serial, control, restarts),
+        |event| match event {
+            key::SERIAL => serial.interrupt(),
+            event => control.arrived(event),
+        },
+    )
+}
+
+/// Starts the tasks. Each is there once, so that none is missing.
+fn spawn(spawner: Spawner, serial: &'static Serial, control: &'static Control, restarts: u32) {
+    let tasks = [
+        serve(serial).ok().map(|task| spawner.spawn(task)),
+        watch(control).ok().map(|task| spawner.spawn(task)),
+        keep(control).ok().map(|task| spawner.spawn(task)),
+        operate(spawner, control, restarts)
+            .ok()
+            .map(|task| spawner.spawn(task)),
+    ];
+    debug_assert!(tasks.iter().all(Option::is_some));
+}
+
+#[embassy_executor::task]
+async fn serve(serial: &'static Serial) {
+    serial.serve().await
+}
+
+#[embassy_executor::task]
+async fn watch(control: &'static Control) {
+    domains::watch(control).await
+}
+
+#[embassy_executor::task]
+async fn keep(control: &'static Control) {
+    domains::keep(control).await
+}
+
+#[embassy_executor::task]
+async fn watch_log(control: &'static Control) {
+    shell::watch_log(control).await
+}
+
+#[embassy_executor::task]
+async fn operate(spawner: Spawner, control: &'static Control, restarts: u32) {
+    let options = Options::parse(control.archive.text("cmdline").unwrap_or_default());
+    start::find_domains(control, restarts);
+    if let Some(machines) = &options.guests {
+        if restarts > 0 {
+            start::give_up(control, &options).await;
+        }
+        run::batch(control, &options, machines).await;
+    }
+    if let Ok(task) = watch_log(control) {
+        spawner.spawn(task);
+    }
+    shell::greet(control);
+    if restarts == 0 {
+        start::autostart(control);
+    }
+    shell::shell(control).await
+}

@@ -1,0 +1,158 @@
+//! The control guest's start: what the kernel gave it, and what was there before it.
+
+#![allow(
+    unsafe_code,
+    reason = "the module archive is memory that the kernel mapped"
+)]
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use plinth_guest_control::batch::{Options, status};
+use plinth_guest_control::format;
+use plinth_rt::abi::system::start;
+use plinth_rt::abi::{Handle, StartEntry, StartInfo};
+use plinth_rt::object::{Domain, Irq, Memory, Ports, System};
+
+use crate::archive::Archive;
+use crate::control::{Control, Found};
+use crate::key;
+use crate::serial::Serial;
+use crate::terminal::Terminal;
+use crate::window::Windows;
+
+/// What the kernel gave.
+pub struct Start {
+    info: StartInfo,
+    system: System,
+    own: Domain,
+    /// How often a control guest was started before.
+    pub restarts: u32,
+}
+
+impl Start {
+    /// Takes what is at hand; what is missing of what is needed.
+    pub fn take() -> Result<Self, &'static str> {
+        let info = plinth_rt::start_info().ok_or("it was given nothing")?;
+        let handle = |kind: u32| find(&info, kind).map(|entry| Handle(entry.handle));
+        let system = handle(start::SYSTEM).map(System);
+        let own = handle(start::SELF).map(Domain);
+        Ok(Self {
+            system: system.ok_or("it has no handle to the system")?,
+            own: own.ok_or("it has no handle to itself")?,
+            restarts: info.restarts,
+            info,
+        })
+    }
+
+    /// The serial port, where one was given.
+    pub fn serial(&self) -> Serial {
+        let ports = find(&self.info, start::PORTS);
+        let enabled = ports.filter(|entry| Ports(Handle(entry.handle)).enable(self.own).is_ok());
+        let serial = Serial::new(enabled.and_then(|entry| u16::try_from(entry.first).ok()));
+        if let Some(entry) = find(&self.info, start::IRQ)
+            && let Ok(event) = self.own.create_event()
+            && event.bind(key::SERIAL).is_ok()
+        {
+            serial.use_interrupt(Irq(Handle(entry.handle)), event);
+        }
+        serial
+    }
+
+    /// The control guest.
+    pub fn control(&self, serial: &'static Serial) -> Result<Control, &'static str> {
+        let modules = find(&self.info, start::MODULES);
+        let taken: Vec<(u64, u64)> = entries(&self.info)
+            .filter(|entry| [start::RAM, start::MODULES].contains(&entry.kind))
+            .map(|entry| (entry.first, entry.length))
+            .collect();
+        let bytes = modules.map_or(&[][..], |entry| {
+            // SAFETY: the kernel has mapped so many bytes there, for reading only and for as long as this domain lives.
+            unsafe { core::slice::from_raw_parts(entry.first as *const u8, entry.length as usize) }
+        });
+        Ok(Control::new(Found {
+            system: self.system,
+            own: self.own,
+            own_number: self
+                .own
+                .info()
+                .map_err(|_| "it cannot ask what it is")?
+                .number,
+            modules: modules
+                .filter(|entry| entry.handle != 0)
+                .map(|entry| (Memory(Handle(entry.handle)), entry.length)),
+            archive: Archive::new(bytes),
+            windows: Windows::new(self.own, plinth_rt::ram_size(), &taken)
+                .ok_or("it has no room for windows below 1 GiB")?,
+            terminal: Terminal::new(serial),
+        }))
+    }
+}
+
+fn entries(info: &StartInfo) -> impl Iterator<Item = StartEntry> {
+    info.entries.into_iter().take(info.count as usize)
+}
+
+fn find(info: &StartInfo, kind: u32) -> Option<StartEntry> {
+    entries(info).find(|entry| entry.kind == kind)
+}
+
+/// Takes over the domains that there are, and tells of a predecessor's crash.
+pub fn find_domains(control: &Control, restarts: u32) {
+    let mut found = Vec::new();
+    for number in control.strangers() {
+        match control.adopt(number) {
+            Ok(number) => found.push(control.name_of(number)),
+            Err(why) => control.terminal.line(&alloc::format!(
+                "error: domain {number} cannot be taken over: {why}"
+            )),
+        }
+    }
+    control.keeper.signal(());
+    if restarts > 0 {
+        control.terminal.line(&alloc::format!(
+            "\n*** The control guest crashed and was started anew ({} so far). ***",
+            format::counted(restarts as usize, "time")
+        ));
+        control.terminal.line(&alloc::format!(
+            "{} found: {}",
+            format::counted(found.len(), "domain"),
+            some(&found)
+        ));
+    }
+}
+
+/// Some of the names.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = format::listed(names.iter().take(SHOWN));
+    if names.len() > SHOWN {
+        text += ", ...";
+    }
+    text
+}
+
+/// Starts the machines that want it.
+pub fn autostart(control: &Control) {
+    for name in control.archive.machines() {
+        let started = match control.archive.machine(&name) {
+            Ok(machine) if machine.autostart => control
+                .create(&name, &name)
+                .and_then(|number| control.start(number)),
+            Ok(_) => continue,
+            Err(why) => Err(why),
+        };
+        match started {
+            Ok(done) => control.terminal.line(&done),
+            Err(why) => control.terminal.line(&alloc::format!("error: {why}")),
+        }
+    }
+}
+
+/// A batch whose control guest crashed: nobody knows what has run of it.
+pub async fn give_up(control: &Control, options: &Options) -> ! {
+    control
+        .terminal
+        .line("error: the control guest crashed in the middle of the batch");
+    control.power(options.end, status(usize::MAX)).await
+}
