@@ -66,8 +66,10 @@ fn settle(before: &Accounts) -> Outcome {
 /// Runs a test, after which the accounts must be as before it.
 pub fn balanced(test: impl FnOnce() -> Outcome) -> Outcome {
     let before = now()?;
-    test()?;
-    settle(&before)
+    let outcome = test();
+    // What a failed test leaves behind must not be taken for the next one's.
+    let settled = settle(&before);
+    outcome.and(settled)
 }
 
 /// Notes the accounts for [`as_at_the_start`].

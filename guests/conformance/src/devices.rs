@@ -441,12 +441,12 @@ fn claim_over_what_is_mapped() -> Outcome {
 fn claim_over_budget() -> Outcome {
     let served = Served::new(&Plan::new(spin()))?;
     let domain = Temporary::new(&plinth_rt::abi::DomainConfig {
-        heap: 4096,
+        heap: 8192,
         ..config(b"poor")
     })?;
     let mut claims = 0;
     let status = loop {
-        check!(claims < 4096, "{claims} claims in 4096 bytes of heap");
+        check!(claims < 4096, "{claims} claims in 8192 bytes of heap");
         let claim = served.claim_of(kind::PORTS, claims * 2, 1);
         match domain.claim(&claim) {
             Ok(()) => claims += 1,

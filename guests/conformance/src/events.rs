@@ -57,7 +57,7 @@ fn create() -> Outcome {
 
 fn create_over_budget() -> Outcome {
     let domain = Temporary::new(&DomainConfig {
-        heap: 4096,
+        heap: 8192,
         ..config(b"poor")
     })?;
     let mut events: [Option<Owned<Event>>; 256] = [const { None }; 256];

@@ -257,7 +257,6 @@ fn grant_to_itself() -> Outcome {
 fn grant_in_a_chain() -> Outcome {
     let (first, second) = (caller()?, caller()?);
     let event = event()?;
-    event.bind(0x77).must("bind")?;
     let handle = give(&first, event.any(), rights::EVENT)?;
     let domain = give(&first, second.domain.any(), rights::CHARGE)?;
     lets(
@@ -280,6 +279,7 @@ fn grant_in_a_chain() -> Outcome {
     )?;
     second.answered(0, 0, Status::OK)?;
     second.answered(0, 1, Status::NO_RIGHT)?;
+    event.bind(0x77).must("bind")?;
     check!(pending()? == Some(0x77), "it was not signalled");
     Ok(())
 }

@@ -88,7 +88,7 @@ fn create_too_many() -> Outcome {
 fn create_over_budget() -> Outcome {
     let domain = Temporary::new(&DomainConfig {
         frames: 8,
-        heap: 4096,
+        heap: 8192,
         vcpus: 64,
         ..config(b"poor")
     })?;
