@@ -24,6 +24,11 @@ pub struct DomainConfig {
 }
 
 impl DomainConfig {
+    /// The least budget of frames: page tables, and a vCPU.
+    pub const LEAST_FRAMES: u64 = 8;
+    /// The least budget of kernel heap: the domain itself, and a vCPU.
+    pub const LEAST_HEAP: u64 = 16 << 10;
+
     /// Kernel heap that a domain with `vcpus` vCPUs and some hundred objects gets along with.
     pub const fn usual_heap(vcpus: u32) -> u64 {
         (16 << 10) + vcpus as u64 * (16 << 10)

@@ -13,7 +13,6 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::arch::{paging, power, time};
 use crate::boot::{cmdline, modules};
-use crate::log;
 use crate::mem::{Access, Gpa, Hpa, Hva, PAGE_SIZE, Ref};
 use crate::object::{Domain, Ending, Entry, Kernel, Memory, Object, Vcpu};
 use crate::virt::Vendor;
@@ -23,7 +22,7 @@ const CONTROL: &str = "control";
 /// Its RAM in bytes.
 const RAM: u64 = 64 << 20;
 /// Where the module archive is mapped.
-const MODULES: u64 = 0x3000_0000;
+const MODULES: u64 = 0x3800_0000;
 /// Where it finds what it has.
 const START_INFO: u64 = MODULES - PAGE_SIZE;
 /// The serial port that it is given: the first I/O port, how many, and the ISA line.
@@ -314,7 +313,6 @@ fn report<V: Vendor>(kernel: &'static Kernel<V>, domain: &Domain<V>) {
     };
     // Nobody serves its devices any more.
     kernel.unbind_irqs();
-    log::take_serial_back();
     if oldest.is_some_and(|oldest| now - oldest < CRASH_TIME_NS) {
         ::log::error!(
             "\"{}\" has crashed {} times within {} s: the machine cannot be controlled",

@@ -11,16 +11,18 @@ pub const ANSWER: u8 = PORT as u8;
 
 /// The bytes of a write: of each element the lowest, for the port is a byte wide.
 pub fn written(slot: &Slot) -> Vec<u8> {
-    match slot.count {
-        0 | 1 => alloc::vec![slot.value as u8],
-        count => slot
-            .data
-            .iter()
-            .step_by(slot.size.max(1) as usize)
-            .take(count as usize)
-            .copied()
-            .collect(),
+    let mut bytes: Vec<u8> = slot
+        .data
+        .iter()
+        .step_by(slot.size.max(1) as usize)
+        .take(slot.count as usize)
+        .copied()
+        .collect();
+    // OUT has its value elsewhere, and zeroes for data; OUTS is the other way round.
+    if let [only] = bytes.as_mut_slice() {
+        *only |= slot.value as u8;
     }
+    bytes
 }
 
 #[cfg(test)]
@@ -36,6 +38,10 @@ mod tests {
         slot.size = 4;
         slot.value = 0x4443_4241;
         assert_eq!(written(&slot), b"A");
+        slot.value = 0;
+        assert_eq!(written(&slot), b"\0");
+        slot.data[0] = b'B';
+        assert_eq!(written(&slot), b"B");
         slot.data[..8].copy_from_slice(b"abcdefgh");
         slot.count = 3;
         slot.size = 2;

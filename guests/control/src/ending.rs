@@ -32,6 +32,11 @@ impl Ending {
         })
     }
 
+    /// Whether somebody killed it, for its time limit too.
+    pub fn is_kill(&self) -> bool {
+        self.reason == Reason::KILLED
+    }
+
     /// The status of a domain that ended itself.
     pub fn status(&self) -> Option<u64> {
         (self.reason == Reason::STATUS).then_some(self.info[0])
@@ -236,10 +241,10 @@ pub(crate) mod tests {
         let killed = Ending::of(&ended(Reason::KILLED, [0; 3]), true).unwrap();
         assert_eq!(killed.to_string(), "time limit used up");
         assert!(Expect::TimeLimit.matches(&killed));
-        assert!(!Expect::Killed.matches(&killed));
+        assert!(!Expect::Killed.matches(&killed) && killed.is_kill());
         let by_itself = Ending::of(&ended(Reason::STATUS, [0; 3]), true).unwrap();
         assert_eq!(by_itself.to_string(), "status 0");
-        assert!(!Expect::TimeLimit.matches(&by_itself));
+        assert!(!Expect::TimeLimit.matches(&by_itself) && !by_itself.is_kill());
     }
 
     #[test]

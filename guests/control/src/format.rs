@@ -7,15 +7,16 @@ use alloc::vec::Vec;
 
 const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-/// A number of bytes in the largest unit of which there is at least one: exact, or with one decimal.
+/// A number of bytes in the largest unit that leaves three digits to see: exact, or of at least ten with one decimal.
 pub fn size(bytes: u64) -> String {
     let (mut unit, mut scale) = ("B", 1u64);
     for larger in UNITS.into_iter().skip(1) {
-        if bytes / scale < 1024 {
+        let next = scale * 1024;
+        if bytes / next < if bytes.is_multiple_of(next) { 1 } else { 10 } {
             break;
         }
         unit = larger;
-        scale *= 1024;
+        scale = next;
     }
     if bytes.is_multiple_of(scale) {
         return format!("{} {unit}", bytes / scale);
@@ -174,10 +175,12 @@ mod tests {
             (0, "0 B"),
             (1023, "1023 B"),
             (4096, "4 KiB"),
-            (1536, "1.5 KiB"),
+            (1536, "1536 B"),
+            (12_800, "12.5 KiB"),
             (4 << 20, "4 MiB"),
-            ((4 << 20) + 4096, "4.0 MiB"),
-            (3 << 29, "1.5 GiB"),
+            ((4 << 20) + 4096, "4100 KiB"),
+            ((64 << 20) + 4096, "64.0 MiB"),
+            (3 << 29, "1536 MiB"),
             (5000 << 40, "5000 TiB"),
             (u64::MAX, "16777215.9 TiB"),
         ] {

@@ -8,7 +8,7 @@ use plinth_abi::domain::EXIT_NAMES;
 use plinth_abi::system::LISTED_CPUS;
 use plinth_abi::{SystemInfo, VcpuInfo};
 
-use crate::format::{counted, cut, frames, percent, size, time};
+use crate::format::{counted, cut, frames, percent, time};
 
 /// Columns of the screen that are used: no line wraps.
 const COLUMNS: usize = 79;
@@ -89,12 +89,11 @@ fn heading(now: &Sample) -> Vec<String> {
         counted(now.vcpus.len(), "vCPU"),
     );
     let memory = format!(
-        "memory: {} of {} free, {} given to domains; kernel heap: {} of {} used",
+        "memory: {} of {} free, domains have {}; kernel heap {}% used",
         frames(system.free_frames),
         frames(system.frames),
         frames(system.memory_frames),
-        size(system.heap_used),
-        size(system.heap),
+        percent(system.heap_used, system.heap),
     );
     alloc::vec![cut(&summary, COLUMNS), cut(&memory, COLUMNS)]
 }

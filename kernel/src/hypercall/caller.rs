@@ -1,6 +1,6 @@
 //! Who calls, and what its arguments mean.
 
-use plinth_abi::{Handle, Status, rights};
+use plinth_abi::{Status, rights};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Done;
@@ -136,13 +136,17 @@ impl<'a, 'b, V: Vendor> Caller<'a, 'b, V> {
         &self,
         make: impl FnOnce() -> Result<Object<V>, Status>,
     ) -> Result<Done, Status> {
-        self.domain().reserve_handle()?;
-        let entry = Entry::full(make()?);
-        self.domain().add_handle(entry).map(Self::handle)
+        self.give_entry(|| make().map(Entry::full))
     }
 
-    fn handle(handle: Handle) -> Done {
-        Done::Value(handle.0.into())
+    /// As [`Caller::give`], with rights that `make` chooses.
+    pub(super) fn give_entry(
+        &self,
+        make: impl FnOnce() -> Result<Entry<V>, Status>,
+    ) -> Result<Done, Status> {
+        self.domain().reserve_handle()?;
+        let handle = self.domain().add_handle(make()?)?;
+        Ok(Done::Value(handle.0.into()))
     }
 
     // Buffers.

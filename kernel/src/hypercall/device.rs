@@ -1,5 +1,7 @@
 //! Calls on devices: those that a domain serves for another, and the machine's own.
 
+use core::sync::atomic::Ordering;
+
 use plinth_abi::{Claim as Wanted, DomainState, Slot, Status, rights};
 
 use super::Done;
@@ -44,6 +46,7 @@ pub(super) fn claim<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, S
     let charge = Charge::new(&domain.budget, Amounts::heap(Claim::<V>::COST))?;
     let claimer = caller.domain().number;
     let range = wanted.first..end;
+    caller.domain().claims_made.store(true, Ordering::Release);
     domain.add_claim(Claim::new(
         kind, range, claimer, wanted.tag, memory, event, charge,
     ))?;
@@ -112,6 +115,7 @@ pub(super) fn enable_ports<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<
     // The kernel's log leaves a port alone that somebody else drives.
     if log::uses_port(&range) {
         log::give_serial_away();
+        domain.has_serial.store(true, Ordering::Release);
     }
     // The caller's own vCPU takes them up at once.
     let Caller { context, run, .. } = caller;

@@ -10,10 +10,6 @@ use crate::mem::{Access, Amounts, Budget, Gpa, PAGE_SIZE, reaper};
 use crate::object::{Domain, Ending, Object};
 use crate::virt::{Vcpu as _, Vendor};
 
-/// The least budget of frames with which a domain can be: its tables, and a vCPU.
-const LEAST_FRAMES: u64 = 8;
-/// The least budget of kernel heap.
-const LEAST_HEAP: u64 = 4096;
 /// Bytes that are copied at once.
 const PIECE: usize = 256;
 
@@ -25,8 +21,8 @@ pub(super) fn create<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, 
     let name = name_of(&config).ok_or(Status::BAD_ARGUMENT)?;
     if !(1..=MAX_HANDLES).contains(&config.handles)
         || !(1..=MAX_VCPUS).contains(&config.vcpus)
-        || config.frames < LEAST_FRAMES
-        || config.heap < LEAST_HEAP
+        || config.frames < DomainConfig::LEAST_FRAMES
+        || config.heap < DomainConfig::LEAST_HEAP
     {
         return Err(Status::BAD_ARGUMENT);
     }

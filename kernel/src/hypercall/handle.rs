@@ -4,6 +4,7 @@ use plinth_abi::{Status, rights};
 
 use super::Done;
 use super::caller::{Caller, number};
+use crate::mem::reaper;
 use crate::object::Entry;
 use crate::virt::Vendor;
 
@@ -23,9 +24,7 @@ fn with_rights<V: Vendor>(entry: Entry<V>, wanted: u64) -> Result<Entry<V>, Stat
 pub(super) fn duplicate<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
     let [handle, wanted, ..] = caller.arguments();
     let entry = with_rights(caller.entry(handle)?, wanted)?;
-    caller.domain().reserve_handle()?;
-    let handle = caller.domain().add_handle(entry)?;
-    Ok(Done::Value(handle.0.into()))
+    caller.give_entry(|| Ok(entry))
 }
 
 /// A handle in another domain's table.
@@ -50,6 +49,8 @@ pub(super) fn close<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, S
     let [handle, ..] = caller.arguments();
     let entry = caller.domain().remove_handle(handle)?;
     drop(entry);
+    // What was a small object's last is back at once.
+    reaper::step();
     Ok(Done::Value(0))
 }
 

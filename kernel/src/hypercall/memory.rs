@@ -7,7 +7,9 @@ use super::Done;
 use super::caller::{Caller, pages};
 use crate::mem::nested::{GPA_LIMIT, MapError};
 use crate::mem::{Access, Hpa, PAGE_SIZE, Ref, device};
-use crate::object::{ClaimKind, Domain, LARGEST, Memory, Object, Removed, Space, SpaceError};
+use crate::object::{
+    ClaimKind, Domain, Entry, LARGEST, Memory, Object, Removed, Space, SpaceError,
+};
 use crate::virt::Vendor;
 
 /// Bytes of a bitmap that one step of `MEMORY_DIRTY` writes.
@@ -188,9 +190,12 @@ pub(super) fn physical<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done
     if !device::is_free(Hpa::new(hpa), Hpa::new(end)) {
         return Err(Status::WRONG_STATE);
     }
-    caller.give(|| {
+    caller.give_entry(|| {
         let memory = Memory::physical(Hpa::new(hpa), bytes, &caller.domain().budget)?;
-        Ok(Object::Memory(memory))
+        Ok(Entry {
+            object: Object::Memory(memory),
+            rights: rights::GRANT | rights::READ | rights::WRITE,
+        })
     })
 }
 

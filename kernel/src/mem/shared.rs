@@ -71,6 +71,11 @@ impl<T> Ref<T> {
         self.0 == other.0
     }
 
+    /// How many pointers to the object there are, this one included. Another CPU may change that at any time.
+    pub fn count(&self) -> usize {
+        self.counted().count.load(Ordering::Acquire)
+    }
+
     fn counted(&self) -> &Counted<T> {
         // SAFETY: it was written by `new`, and lives while there is a `Ref`.
         unsafe { self.0.as_ref() }

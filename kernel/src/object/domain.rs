@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use plinth_abi::call::watch;
 use plinth_abi::domain::NAME;
@@ -47,6 +47,10 @@ pub struct Domain<V: Vendor> {
     claims: Mutex<Vec<Claim<V>>>,
     /// Claims there are, to be asked without the lock.
     claim_count: AtomicUsize,
+    /// It has claimed parts of other domains.
+    pub claims_made: AtomicBool,
+    /// It drives the serial port that is the log's otherwise.
+    pub has_serial: AtomicBool,
     /// Of its own map of ports.
     ports_charge: Mutex<Option<Charge>>,
     /// Its console appears in the kernel's log: for the first domain, which nobody else listens to.
@@ -81,8 +85,6 @@ pub struct Life<V: Vendor> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Teardown {
     Handles,
-    /// Claims that it has on others: the number of the domain that was looked at last.
-    Claims(u32),
     Vcpus,
     Space,
     Done,
@@ -140,6 +142,8 @@ impl<V: Vendor> Domain<V> {
             watch: Mutex::new(None),
             claims: Mutex::new(Vec::new()),
             claim_count: AtomicUsize::new(0),
+            claims_made: AtomicBool::new(false),
+            has_serial: AtomicBool::new(false),
             ports_charge: Mutex::new(None),
             logs,
             _charge: charge,
@@ -625,6 +629,12 @@ impl<V: Vendor> Ref<Domain<V>> {
             }
             life.ending
         };
+        if self.has_serial.load(Ordering::Acquire) {
+            log::take_serial_back();
+        }
+        if self.claims_made.load(Ordering::Acquire) {
+            self.end_claims();
+        }
         if let Some((ending, _, rip)) = ending {
             ::log::info!(
                 "domain {} \"{}\" ended: {ending}, rip {rip:#x}",
@@ -664,8 +674,7 @@ impl<V: Vendor> Ref<Domain<V>> {
             life.teardown
         };
         let next = match step {
-            Teardown::Handles if self.close_some() => Teardown::Claims(0),
-            Teardown::Claims(after) => self.release_some(after),
+            Teardown::Handles if self.close_some() => Teardown::Vcpus,
             Teardown::Vcpus => {
                 self.drop_vcpus();
                 Teardown::Space
@@ -706,17 +715,14 @@ impl<V: Vendor> Ref<Domain<V>> {
         false
     }
 
-    /// Ends claims that it has on domains behind the one numbered `after`.
-    fn release_some(&self, mut after: u32) -> Teardown {
-        for _ in 0..STEP {
-            let Some(other) = self.kernel.next_domain(after) else {
-                return Teardown::Vcpus;
-            };
+    /// Ends the claims that it has on others, whose accesses go on as if nobody had claimed.
+    fn end_claims(&self) {
+        let mut after = 0;
+        while let Some(other) = self.kernel.next_domain(after) {
             if !other.release_one_of(self.number) {
                 after = other.number;
             }
         }
-        Teardown::Claims(after)
     }
 
     /// Drops what ran, and the claims of others.
@@ -747,6 +753,7 @@ impl<V: Vendor> Ref<Domain<V>> {
 
 impl<V: Vendor> Drop for Domain<V> {
     fn drop(&mut self) {
+        self.kernel.release_cpuid(&self.cpuid);
         // One that could not be listed has its empty address space still. Nobody has ever used it.
         if let Some(space) = self.space.get_mut().take() {
             space.destroy();

@@ -137,6 +137,16 @@ impl<V: Vendor> Kernel<V> {
         Ok(table)
     }
 
+    /// A domain that has this table is gone: with the last such domain the table goes, too.
+    pub fn release_cpuid(&self, table: &Ref<CpuidTable>) {
+        const OURS_AND_THE_DOMAINS: usize = 2;
+        let mut tables = self.cpuid.lock();
+        // Nobody can take another pointer meanwhile: they are given out under this lock.
+        if table.count() <= OURS_AND_THE_DOMAINS {
+            tables.retain(|other| !other.is_same(table));
+        }
+    }
+
     /// A number for a new domain.
     pub fn new_number(&self) -> u32 {
         self.next_number.fetch_add(1, Ordering::Relaxed)

@@ -177,6 +177,9 @@ impl<F: EntryFormat> Space<F> {
         access: Access,
         limit: Access,
     ) -> Result<u64, SpaceError> {
+        if self.is_any_mapped(gpa.get(), gpa.get() + len) {
+            return Err(SpaceError::Map(MapError::AlreadyMapped(gpa)));
+        }
         let index = self.mapping_for(gpa.get(), memory, offset, limit)?;
         let mut done = 0;
         let mut budget = STEP;
@@ -266,6 +269,19 @@ impl<F: EntryFormat> Space<F> {
         })
     }
 
+    /// Whether everything from `start` to `end` is mapped, from the mapping with this index on: as far as a step can look.
+    fn is_covered(&self, index: usize, start: u64, end: u64) -> bool {
+        let mut covered = start;
+        for mapping in self.mappings.iter().skip(index).take(STEP as usize) {
+            if mapping.gpa > covered || covered >= end {
+                break;
+            }
+            covered = mapping.end();
+        }
+        let looked = self.mappings.len().saturating_sub(index) as u64;
+        covered >= end || looked > STEP && covered > start
+    }
+
     /// The index of the mapping at `gpa`, and how many bytes from there on one step changes: whole pages of at most `len`
     /// bytes, all in that mapping.
     fn step(&self, gpa: Gpa, len: u64) -> Result<(usize, u64), SpaceError> {
@@ -273,7 +289,7 @@ impl<F: EntryFormat> Space<F> {
         let at = gpa.get();
         let index = self.mappings.partition_point(|mapping| mapping.end() <= at);
         let mapping = self.mappings.get(index).ok_or(missing)?;
-        if mapping.gpa > at {
+        if !self.is_covered(index, at, at + len) {
             return Err(missing);
         }
         let most = len.min(mapping.end() - at);

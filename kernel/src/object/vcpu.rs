@@ -186,6 +186,9 @@ impl<V: Vendor> Ref<Vcpu<V>> {
     /// # Errors
     /// `WRONG_STATE` where it waits for none.
     pub fn complete(&self, value: u64) -> Result<(), Status> {
+        if self.is_over() {
+            return Err(Status::WRONG_STATE);
+        }
         let mut device = self.device.lock();
         device.claim.take().ok_or(Status::WRONG_STATE)?;
         device.answer = Some(value);

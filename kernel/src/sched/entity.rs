@@ -146,7 +146,7 @@ impl Entity {
     pub fn charge(&mut self, ticks: u64, units: &Units) {
         let least = -4 * self.turn(units);
         self.credit = self.credit.saturating_sub_unsigned(ticks).max(least);
-        self.cap_used += ticks;
+        self.cap_used = self.cap_used.saturating_add(ticks);
     }
 
     /// It has been blocked for so many ticks, on a CPU that others with this sum of weights want, too: what it could have run

@@ -81,9 +81,6 @@ impl Archive {
             Some(near) => alloc::format!("did you mean `{near}`?"),
             None => alloc::format!("there are: {}", format::listed(&machines)),
         };
-        alloc::format!(
-            "no machine is called `{name}`: the module archive has no {} and no machines/{name}.toml; {hint}",
-            usual_image(name)
-        )
+        alloc::format!("no machine is called `{name}`; {hint}")
     }
 }

@@ -34,6 +34,8 @@ pub struct Control {
     pub own: Domain,
     /// Its number.
     pub own_number: u32,
+    /// Its name.
+    pub own_name: String,
     /// The module archive's Memory object, and the archive's length in bytes.
     pub modules: Option<(Memory, u64)>,
     /// What is in the archive.
@@ -65,6 +67,7 @@ pub struct Found {
     pub system: System,
     pub own: Domain,
     pub own_number: u32,
+    pub own_name: String,
     pub modules: Option<(Memory, u64)>,
     pub archive: Archive,
     pub windows: Windows,
@@ -78,6 +81,7 @@ impl Control {
             system: found.system,
             own: found.own,
             own_number: found.own_number,
+            own_name: found.own_name,
             modules: found.modules,
             archive: found.archive,
             windows: found.windows,

@@ -15,7 +15,7 @@ use plinth_rt::object::Domain;
 
 use crate::control::Control;
 use crate::device::DebugConsole;
-use crate::guest::{Asked, Guest, with_vcpu};
+use crate::guest::{Asked, Guest, vcpu_infos, with_vcpu};
 use crate::{heap, key, machine};
 
 /// The least time between two starts of a machine that is restarted by its policy.
@@ -35,6 +35,10 @@ impl Control {
                 "`{name}` is no name for a domain: it has 1 to 32 letters, digits, `-`, `_` or `.`, and is no number"
             ));
         }
+        if name == self.own_name {
+            return Err(alloc::format!("`{name}` is the control guest itself"));
+        }
+        self.forget_destroyed();
         if let Some(number) = self.number_of(name) {
             let state = self.with(number, |guest| guest.domain.info());
             let state = state
@@ -97,16 +101,34 @@ impl Control {
         Ok(info.number)
     }
 
-    /// Takes over a domain that somebody else made: a control guest before this one, or another domain.
-    pub fn adopt(&self, number: u32) -> Result<u32, Status> {
+    /// Takes over a domain that somebody else made: a control guest before this one, or another domain. If it has ended, that is not
+    /// told again, but what its policy says follows.
+    pub fn adopt(&self, number: u32) -> Result<(u32, DomainState), Status> {
         let domain = self.system.open_domain(number)?;
         let close = |why| {
             let _ = domain.any().close();
             why
         };
-        let info = domain.info().map_err(close)?;
-        self.watch(domain, self.machine_of(&name(&info)))
-            .map_err(close)
+        let (info, vcpus) = vcpu_infos(domain).map_err(close)?;
+        let machine = self.machine_of(&name(&info));
+        let limit = machine.as_ref().and_then(|(_, machine)| machine.time_limit);
+        let limited = limit.is_some_and(|limit| run_ns(&vcpus) >= limit.0);
+        self.watch(domain, machine).map_err(close)?;
+        let ending = Ending::of(&info, limited);
+        let policy = self.with(number, |guest| {
+            guest.limited = limited;
+            guest.ending = ending;
+            guest
+                .config()
+                .map_or(OnEnd::Keep, |machine| machine.on_end.0)
+        });
+        // Who was killed was most likely meant to stay so.
+        if let Some(ending) = ending.filter(|ending| !ending.is_kill())
+            && policy != Some(OnEnd::Keep)
+        {
+            after(self, number, &ending);
+        }
+        Ok((number, info.state))
     }
 
     /// The numbers of all domains of the machine that are not kept here, the control guest's left out.
@@ -122,8 +144,28 @@ impl Control {
         numbers
     }
 
+    /// Forgets the domains that others have destroyed, of which nothing tells.
+    fn forget_destroyed(&self) {
+        let is_destroyed = |guest: &&Guest| {
+            let info = guest.domain.info();
+            info.is_ok_and(|info| info.state == DomainState::DESTROYED)
+        };
+        let destroyed: Vec<u32> = {
+            let guests = self.guests.borrow();
+            guests
+                .values()
+                .filter(is_destroyed)
+                .map(|guest| guest.number)
+                .collect()
+        };
+        for number in destroyed {
+            self.forget(number);
+        }
+    }
+
     /// The domains that a word of the operator's means, at least one.
     pub fn find(&self, pattern: &str) -> Result<Vec<u32>, String> {
+        self.forget_destroyed();
         let mut found: Vec<u32> = {
             let guests = self.guests.borrow();
             let kept = guests
@@ -143,8 +185,7 @@ impl Control {
         if let Some(number) = number.filter(|number| self.guests.borrow().contains_key(number)) {
             return Ok(alloc::vec![number]);
         }
-        let own_name = self.own.info().map(|info| name(&info)).unwrap_or_default();
-        if number == Some(self.own_number) || pattern == own_name {
+        if number == Some(self.own_number) || pattern == self.own_name {
             return Err(
                 "that is the control guest itself, which `crash`, `reboot` and `shutdown` end"
                     .into(),
@@ -161,7 +202,7 @@ impl Control {
             if number == Some(stranger) || is_meant == Ok(true) {
                 let adopted = self.adopt(stranger);
                 return adopted
-                    .map(|number| alloc::vec![number])
+                    .map(|(number, _)| alloc::vec![number])
                     .map_err(|why| alloc::format!("`{pattern}` cannot be taken over: {why}"));
             }
         }
@@ -198,8 +239,11 @@ impl Control {
         }
     }
 
-    /// The name of a domain that is kept.
+    /// The name of a domain; its number, if it is not kept here.
     pub fn name_of(&self, number: u32) -> String {
+        if number == self.own_number {
+            return self.own_name.clone();
+        }
         self.with(number, |guest| guest.name.clone())
             .unwrap_or_else(|| number.to_string())
     }
@@ -224,13 +268,17 @@ impl Control {
                 let state = domain
                     .info()
                     .map_or(DomainState::DESTROYED, |info| info.state);
-                let hint = match state {
-                    DomainState::CREATED => "; `start` starts it",
-                    DomainState::PAUSED => "; `resume` lets it go on",
-                    DomainState::ENDED => "; `restart` makes it anew",
-                    _ => "",
-                };
-                Err(alloc::format!("`{name}` is {}{hint}", state.text()))
+                Err(alloc::format!(
+                    "`{name}` {}",
+                    match state {
+                        DomainState::CREATED => "was not started yet; `start` starts it",
+                        DomainState::RUNNING => "is running; `pause` holds it, `stop` ends it",
+                        DomainState::PAUSED => "is paused; `resume` lets it go on",
+                        DomainState::ENDED =>
+                            "has ended; `restart` makes it anew, `destroy` takes it back",
+                        _ => "is gone",
+                    }
+                ))
             }
             Err(why) => Err(alloc::format!("`{name}`: {why}")),
         }
@@ -504,7 +552,7 @@ fn enforce_limits(control: &Control) -> Option<Instant> {
         if guest.limited || guest.ending.is_some() {
             continue;
         }
-        let Ok((info, vcpus)) = crate::guest::vcpu_infos(guest.domain) else {
+        let Ok((info, vcpus)) = vcpu_infos(guest.domain) else {
             continue;
         };
         // What does not run uses no time; `start` and `resume` come by here again.

@@ -149,8 +149,7 @@ impl Control {
 fn help(control: &Control, about: Option<&command::Entry>) {
     let Some(entry) = about else {
         for entry in COMMANDS {
-            let line = alloc::format!("{:<26} {}", entry.synopsis(), entry.summary);
-            control.terminal.line(&line);
+            control.terminal.line(&entry.listed());
         }
         control
             .terminal
@@ -450,9 +449,7 @@ pub fn greet(control: &Control) {
             "{name}; the machine says nothing of itself: {why}"
         )),
     }
-    terminal.line(&alloc::format!(
-        "machines: {}",
-        format::listed(control.archive.machines())
-    ));
+    let machines = alloc::format!("machines: {}", format::listed(control.archive.machines()));
+    terminal.line(&format::cut(&machines, 79));
     terminal.line("`help` lists the commands, Tab completes.");
 }

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 
 use plinth_guest_control::batch::{Options, status};
 use plinth_guest_control::format;
+use plinth_guest_control::report::name;
 use plinth_rt::abi::system::start;
 use plinth_rt::abi::{Handle, StartEntry, StartInfo};
 use plinth_rt::object::{Domain, Irq, Memory, Ports, System};
@@ -70,14 +71,12 @@ impl Start {
             // SAFETY: the kernel has mapped so many bytes there, for reading only and for as long as this domain lives.
             unsafe { core::slice::from_raw_parts(entry.first as *const u8, entry.length as usize) }
         });
+        let own = self.own.info().map_err(|_| "it cannot ask what it is")?;
         Ok(Control::new(Found {
             system: self.system,
             own: self.own,
-            own_number: self
-                .own
-                .info()
-                .map_err(|_| "it cannot ask what it is")?
-                .number,
+            own_number: own.number,
+            own_name: name(&own),
             modules: modules
                 .filter(|entry| entry.handle != 0)
                 .map(|entry| (Memory(Handle(entry.handle)), entry.length)),
@@ -102,7 +101,13 @@ pub fn find_domains(control: &Control, restarts: u32) {
     let mut found = Vec::new();
     for number in control.strangers() {
         match control.adopt(number) {
-            Ok(number) => found.push(control.name_of(number)),
+            Ok((number, state)) => {
+                found.push(alloc::format!(
+                    "{} ({})",
+                    control.name_of(number),
+                    state.text()
+                ));
+            }
             Err(why) => control.terminal.line(&alloc::format!(
                 "error: domain {number} cannot be taken over: {why}"
             )),
