@@ -72,8 +72,9 @@ pub fn balanced(test: impl FnOnce() -> Outcome) -> Outcome {
     outcome.and(settled)
 }
 
-/// Notes the accounts for [`as_at_the_start`].
+/// Notes the accounts for [`as_at_the_start`], once all that ended before has been given back.
 pub fn open() -> Outcome {
+    sleep(PATIENCE / 20);
     for (place, value) in START.iter().zip(now()?) {
         place.store(value, Ordering::Relaxed);
     }
