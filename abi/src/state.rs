@@ -29,8 +29,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Attributes of a 64-bit code segment of CPL 0: present, accessed, readable, L.
-    pub const CODE64: u16 = 0x29b;
+    /// Attributes of a 64-bit code segment of CPL 0: present, accessed, readable, L, G.
+    pub const CODE64: u16 = 0xa9b;
     /// Attributes of a flat 32-bit code segment of CPL 0.
     pub const CODE32: u16 = 0xc9b;
     /// Attributes of a flat writable data segment of DPL 0.

@@ -234,7 +234,7 @@ mod tests {
             ("PLINTH_CALL_ACCESS_ALL", 7),
             ("PLINTH_DEVICE_KIND_MMIO", 2),
             ("PLINTH_SCHEDULE_ANY_CPU", 0xffff_ffff),
-            ("PLINTH_SEGMENT_CODE64", 0x29b),
+            ("PLINTH_SEGMENT_CODE64", 0xa9b),
             ("PLINTH_HANDLE_NONE", 0),
             ("PLINTH_TRACE_KIND_RUN", 1),
             ("PLINTH_CPUID_SIGNATURE_2", 0x6874_6e69),

@@ -7,7 +7,12 @@
 
 #![no_std]
 #![no_main]
-#![allow(unsafe_code, reason = "executes the instructions that are measured")]
+#![allow(
+    unsafe_code,
+    reason = "executes the instructions that are measured, and holds a child's code"
+)]
+
+mod domains;
 
 use core::arch::asm;
 
@@ -66,24 +71,49 @@ fn measure(operation: &dyn Fn() -> u64) -> [u64; 3] {
 }
 
 fn main() -> u64 {
-    let [harness, ..] = measure(&around!());
-    let report = |name: &str, operation: &dyn Fn() -> u64| {
-        let [median, least, most] = measure(operation).map(|ticks| ticks.saturating_sub(harness));
-        println!("bench {name}: {median} ({least} to {most})");
+    calls("");
+    exits();
+    let Some(machine) = domains::Machine::given() else {
+        println!("note: without the machine's handles nothing is measured of domains");
+        return 0;
     };
+    match machine.measure(&calls) {
+        Ok(()) => 0,
+        Err(why) => {
+            println!("domains cannot be measured: {why}");
+            1
+        }
+    }
+}
+
+/// Measures one operation, and prints a line.
+fn report(name: &str, suffix: &str, operation: &dyn Fn() -> u64) {
+    let [harness, ..] = measure(&around!());
+    let [median, least, most] = measure(operation).map(|ticks| ticks.saturating_sub(harness));
+    println!("bench {name}{suffix}: {median} ({least} to {most})");
+}
+
+/// What must not depend on how many domains there are.
+fn calls(suffix: &str) {
     report(
         "loop_of_1000",
+        suffix,
         &around!("mov ecx, {loops}", "2: dec ecx", "jnz 2b"; loops = const LOOPS),
     );
     if hypercall::is_vmmcall() {
-        report("vmcall", &around!("xor eax, eax", "vmmcall"));
+        report("vmcall", suffix, &around!("xor eax, eax", "vmmcall"));
     } else {
-        report("vmcall", &around!("xor eax, eax", "vmcall"));
+        report("vmcall", suffix, &around!("xor eax, eax", "vmcall"));
     }
     report(
         "cpuid",
+        suffix,
         &around!("mov r9, rbx", "xor eax, eax", "cpuid", "mov rbx, r9"; out("r9") _),
     );
+}
+
+fn exits() {
+    let report = |name: &str, operation: &dyn Fn() -> u64| report(name, "", operation);
     report("rdmsr_efer", &around!("mov ecx, 0xc0000080", "rdmsr"));
     report("wrmsr_pat", &around!("mov ecx, 0x277", "rdmsr", "wrmsr"));
     report(
@@ -96,5 +126,4 @@ fn main() -> u64 {
     );
     report("mov_to_cr4", &around!("mov rax, cr4", "mov cr4, rax"));
     report("wbinvd", &around!("wbinvd"));
-    0
 }

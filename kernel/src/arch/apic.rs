@@ -11,7 +11,7 @@ use spin::Once;
 use super::msr::{self, Msr};
 use super::paging;
 use crate::boot::acpi::Firmware;
-use crate::mem::Hpa;
+use crate::mem::{Hpa, PAGE_SIZE, device};
 
 /// Vector of the timer.
 pub const TIMER: u8 = 0xf0;
@@ -107,6 +107,8 @@ pub(super) fn init(firmware: &Firmware) {
         .is_some_and(|features| features.has_x2apic());
     if has_x2apic {
         X2APIC.store(true, Ordering::Relaxed);
+        // Its registers in memory may come back with the mode.
+        device::keep(Hpa::new(base & BASE_ADDRESS), PAGE_SIZE);
         return;
     }
     match paging::map_mmio(Hpa::new(base & BASE_ADDRESS), 4096) {

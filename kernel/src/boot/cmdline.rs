@@ -64,7 +64,7 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
         "root" => options.root = Some(value).filter(|name| !name.is_empty()),
         // These are the first domain's own.
-        "guests" | "parallel" | "domains" => {}
+        "guests" | "parallel" => {}
         _ => return None,
     }
     Some(())

@@ -43,7 +43,7 @@ impl Fault {
                 write,
                 fetch,
                 table_walk,
-            } => Next::End(Ending::NestedFault(NestedFault {
+            } => vcpu.end(Ending::NestedFault(NestedFault {
                 gpa,
                 write,
                 fetch,

@@ -8,7 +8,7 @@ use super::string::{self, StringAccess};
 use super::{Next, instruction, io};
 use crate::mem::walk::Intent;
 use crate::mem::{Gpa, PAGE_SIZE};
-use crate::object::{Access, ClaimKind, Context, Ending, Run, Waiting};
+use crate::object::{Access, ClaimKind, Context, Ending, Run};
 use crate::trace::Counter;
 use crate::virt::event::vector;
 use crate::virt::exit::{Io, NestedFault};
@@ -48,7 +48,7 @@ pub fn complete<V: Vendor>(
 
 /// IN or OUT on a claimed port; `None` where nobody has claimed it.
 pub(super) fn port<V: Vendor>(
-    vcpu: &Context<V>,
+    vcpu: &mut Context<V>,
     run: &Run<'_, V>,
     access: Io,
     length: u8,
@@ -66,11 +66,8 @@ pub(super) fn port<V: Vendor>(
         count: 1,
         data: [0; DATA],
     };
-    vcpu.domain
-        .tell_claimer(ClaimKind::Ports, run.vcpu, &told)
-        .then_some(Next::Wait(Waiting::Device(Completion::Port(
-            access, length,
-        ))))
+    let told = vcpu.domain.tell_claimer(ClaimKind::Ports, run.vcpu, &told);
+    told.then(|| vcpu.wait_for_device(Completion::Port(access, length)))
 }
 
 /// INS or OUTS on a claimed port, as many elements at once as a slot holds; `None` where nobody has claimed it.
@@ -116,11 +113,8 @@ pub(super) fn string<V: Vendor>(
         count,
         data,
     };
-    vcpu.domain
-        .tell_claimer(ClaimKind::Ports, run.vcpu, &told)
-        .then_some(Next::Wait(Waiting::Device(Completion::String(
-            access, count,
-        ))))
+    let told = vcpu.domain.tell_claimer(ClaimKind::Ports, run.vcpu, &told);
+    told.then(|| vcpu.wait_for_device(Completion::String(access, count)))
 }
 
 /// The claimer has taken the elements, or left them in the slot.
@@ -163,13 +157,12 @@ pub(super) fn nested_fault<V: Vendor>(
     run: &mut Run<'_, V>,
     fault: NestedFault,
 ) -> (Counter, Next) {
-    let end = (Counter::NestedFault, Next::End(Ending::NestedFault(fault)));
     let claimed = !fault.present
         && !fault.fetch
         && !fault.table_walk
         && vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
     if !claimed {
-        return end;
+        return (Counter::NestedFault, vcpu.end(Ending::NestedFault(fault)));
     }
     let instruction = match instruction::decoded(vcpu) {
         Ok(instruction) => instruction,
@@ -181,7 +174,7 @@ pub(super) fn nested_fault<V: Vendor>(
             let next = walk(vcpu, run, step, registers, instruction.length);
             (Counter::Mmio, next)
         }
-        None => end,
+        None => (Counter::NestedFault, vcpu.end(Ending::NestedFault(fault))),
     }
 }
 
@@ -220,13 +213,13 @@ fn walk<V: Vendor>(
             Ok(Made::Memory(value)) => step = pending.complete(value, &mut registers),
             Ok(Made::Told) => {
                 // Registers have not changed yet: no step but the last changes any.
-                return Next::Wait(Waiting::Device(Completion::Mmio(pending, length)));
+                return vcpu.wait_for_device(Completion::Mmio(pending, length));
             }
             Err(fault) => return fault.next(vcpu),
         }
     }
     // No instruction has so many.
-    Next::End(Ending::Undecodable)
+    vcpu.end(Ending::Undecodable)
 }
 
 fn put<V: Vendor>(vcpu: &mut Context<V>, registers: &Registers) {

@@ -103,7 +103,7 @@ fn refused<V: Vendor>(vcpu: &mut Context<V>, why: DecodeError) -> Next {
     match why {
         DecodeError::TooLong => super::raise(vcpu, Event::GP0),
         DecodeError::Invalid => super::raise(vcpu, Event::UD),
-        DecodeError::Truncated => Next::End(Ending::Undecodable),
+        DecodeError::Truncated => vcpu.end(Ending::Undecodable),
     }
 }
 

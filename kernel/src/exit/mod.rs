@@ -22,17 +22,18 @@ use crate::trace::Counter;
 use crate::virt::exit::{Exit, Instruction};
 use crate::virt::{Event, Vcpu as _, Vendor};
 
-/// What a handler wants to happen.
-#[derive(Clone, Copy, Debug)]
+/// What a handler wants to happen. It has no fields, so that it stays in a register: what the vCPU waits for, and how it ended, is noted
+/// in its context.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Next {
     /// Enter the guest again.
     Resume,
     /// Enter it again, but let others of its CPU go first.
     Yield,
-    /// It waits for something.
-    Wait(Waiting),
-    /// It is over.
-    End(Ending),
+    /// It waits for something: made by [`Context::wait`].
+    Wait,
+    /// It is over: made by [`Context::end`].
+    End,
 }
 
 /// Serves an exit, and says which counter it belongs to.
@@ -64,22 +65,22 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
         Exit::NestedFault(fault) => claimed::nested_fault(vcpu, run, fault),
         Exit::NestedMisconfiguration(gpa) => (
             Counter::NestedFault,
-            Next::End(Ending::NestedMisconfiguration(gpa)),
+            vcpu.end(Ending::NestedMisconfiguration(gpa)),
         ),
         Exit::Exception(event) => (Counter::Exception, raise(vcpu, event)),
         Exit::Instruction(which) => (Counter::Instruction, instruction_exit(vcpu, which)),
         Exit::TaskSwitch { selector } => {
-            (Counter::Other, Next::End(Ending::TaskSwitch { selector }))
+            (Counter::Other, vcpu.end(Ending::TaskSwitch { selector }))
         }
         Exit::InterruptWindow => {
             vcpu.deliver_interrupt(run.vcpu);
             (Counter::InterruptWindow, Next::Resume)
         }
-        Exit::TripleFault => (Counter::Other, Next::End(Ending::TripleFault)),
-        Exit::EntryFailed(failure) => (Counter::Other, Next::End(Ending::EntryFailed(failure))),
+        Exit::TripleFault => (Counter::Other, vcpu.end(Ending::TripleFault)),
+        Exit::EntryFailed(failure) => (Counter::Other, vcpu.end(Ending::EntryFailed(failure))),
         Exit::Unexpected { code, info1, info2 } => (
             Counter::Other,
-            Next::End(Ending::UnexpectedExit { code, info1, info2 }),
+            vcpu.end(Ending::UnexpectedExit { code, info1, info2 }),
         ),
     }
 }
@@ -88,12 +89,11 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
 fn halt<V: Vendor>(vcpu: &mut Context<V>, run: &Run<'_, V>) -> Next {
     const IF: u64 = 1 << 9;
     let wakes = vcpu.hw.rflags() & IF != 0 && run.vcpu.can_be_interrupted();
-    let next = if wakes {
-        Next::Wait(Waiting::Interrupt)
-    } else {
-        Next::End(Ending::Halted)
-    };
-    instruction::skip_and(vcpu, next)
+    match skip(vcpu) {
+        Ok(()) if wakes => vcpu.wait(Waiting::Interrupt),
+        Ok(()) => vcpu.end(Ending::Halted),
+        Err(instead) => instead,
+    }
 }
 
 /// Instructions that exit whatever the guest meant by them.
@@ -124,6 +124,6 @@ pub fn raise<V: Vendor>(vcpu: &mut Context<V>, event: Event) -> Next {
     if vcpu.hw.inject(event) {
         Next::Resume
     } else {
-        Next::End(Ending::TripleFault)
+        vcpu.end(Ending::TripleFault)
     }
 }

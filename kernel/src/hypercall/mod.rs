@@ -65,8 +65,8 @@ fn other<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, number: Call) -
         Ok(Done::Value(value)) => (Status::OK, value, Next::Resume),
         Ok(Done::Again(value)) => (Status::AGAIN, value, Next::Resume),
         Ok(Done::Yield(status)) => (status, 0, Next::Yield),
-        Ok(Done::Wait(waiting)) => (Status::OK, 0, Next::Wait(waiting)),
-        Ok(Done::End(ending)) => (Status::OK, 0, Next::End(ending)),
+        Ok(Done::Wait(waiting)) => (Status::OK, 0, vcpu.wait(waiting)),
+        Ok(Done::End(ending)) => (Status::OK, 0, vcpu.end(ending)),
         Err(status) => (status, 0, Next::Resume),
     };
     let gprs = vcpu.hw.gprs_mut();

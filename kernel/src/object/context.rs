@@ -36,6 +36,10 @@ pub struct Context<V: Vendor> {
     pub counters: Counters,
     /// What has to happen before it goes on.
     pub waiting: Waiting,
+    /// What follows the answer of a device.
+    completion: Option<Completion>,
+    /// How it made its domain end.
+    ending: Ending,
     /// An interrupt whose delivery an exception interrupted.
     pub returned_interrupt: Option<u8>,
     /// XCR0, while the vCPU has no CPU.
@@ -56,8 +60,8 @@ pub enum Waiting {
     },
     /// An interrupt: HLT.
     Interrupt,
-    /// The answer of whoever claimed a device.
-    Device(Completion),
+    /// The answer of whoever claimed a device: then [`Context::completion`] follows.
+    Device,
 }
 
 /// Where a vCPU runs: what handlers of its exits may need besides its context.
@@ -113,6 +117,8 @@ impl<V: Vendor> Context<V> {
             lengths: LengthCache::default(),
             counters: Counters::default(),
             waiting: Waiting::Nothing,
+            completion: None,
+            ending: Ending::Halted,
             returned_interrupt: None,
             xcr0: 1,
             vector_state,
@@ -171,6 +177,24 @@ impl<V: Vendor> Context<V> {
         self.hw.set_pdptes(entries)
     }
 
+    /// It waits for this.
+    pub fn wait(&mut self, waiting: Waiting) -> Next {
+        self.waiting = waiting;
+        Next::Wait
+    }
+
+    /// It waits for the answer of a device, which is followed by this.
+    pub fn wait_for_device(&mut self, completion: Completion) -> Next {
+        self.completion = Some(completion);
+        self.wait(Waiting::Device)
+    }
+
+    /// It makes its domain end.
+    pub fn end(&mut self, ending: Ending) -> Next {
+        self.ending = ending;
+        Next::End
+    }
+
     /// Lets the vCPU go on if what it waits for has come; else why it still waits. Attached.
     pub fn go_on(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
         match self.waiting {
@@ -189,18 +213,15 @@ impl<V: Vendor> Context<V> {
                 return Some(Stop::Blocked(u64::MAX));
             }
             Waiting::Interrupt => {}
-            Waiting::Device(completion) => {
+            Waiting::Device => {
                 let answer = run.vcpu.device.lock().answer.take();
-                let Some(answer) = answer else {
+                let (Some(answer), Some(completion)) = (answer, self.completion) else {
                     return Some(Stop::Blocked(u64::MAX));
                 };
                 match exit::complete(self, run, completion, answer) {
-                    Next::End(ending) => return Some(Stop::Ended(ending)),
+                    Next::End => return Some(Stop::Ended(self.ending)),
                     // The instruction has another access to make.
-                    Next::Wait(waiting) => {
-                        self.waiting = waiting;
-                        return self.go_on(run);
-                    }
+                    Next::Wait => return self.go_on(run),
                     Next::Resume | Next::Yield => {}
                 }
             }
@@ -251,13 +272,12 @@ impl<V: Vendor> Context<V> {
             match next {
                 Next::Resume => {}
                 Next::Yield => return Stop::Yielded,
-                Next::Wait(waiting) => {
-                    self.waiting = waiting;
+                Next::Wait => {
                     if let Some(stop) = self.go_on(run) {
                         return stop;
                     }
                 }
-                Next::End(ending) => return Stop::Ended(ending),
+                Next::End => return Stop::Ended(self.ending),
             }
         }
     }

@@ -171,7 +171,7 @@ impl<V: Vendor> Sched<V> {
             return;
         };
         if target.cpu.id != entity.cpu {
-            entity.migrations += 1;
+            entity.migrations += u64::from(entity.switches != 0);
             entity.cpu = target.cpu.id;
         }
         entity.ticket = entity.ticket.wrapping_add(1);
