@@ -69,7 +69,10 @@ pub fn balanced(test: impl FnOnce() -> Outcome) -> Outcome {
     let outcome = test();
     // What a failed test leaves behind must not be taken for the next one's.
     let settled = settle(&before);
-    outcome.and(settled)
+    match (outcome, settled) {
+        (Err(why), Err(left)) => Err(format_args!("{why}; {left}").into()),
+        (outcome, settled) => outcome.and(settled),
+    }
 }
 
 /// Notes the accounts for [`as_at_the_start`], once all that ended before has been given back.

@@ -498,7 +498,7 @@ fn closed_number_names_nothing_again() -> Outcome {
 fn numbers_without_meaning() -> Outcome {
     let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     for _ in 0..2000 {
-        let number = random.next();
+        let number = random.number();
         // A table has at most 4096 places; the suite's own handles are among the first.
         let number = if number & 0xffff < 4096 {
             number | 0xf000

@@ -29,14 +29,12 @@ macro_rules! tests {
 
 mod accounts;
 mod buffers;
-mod child;
 mod core_calls;
 mod devices;
 mod domains;
 mod endings;
 mod events;
 mod handle_calls;
-mod kit;
 mod machine_calls;
 mod memories;
 mod objects;
@@ -53,6 +51,7 @@ use plinth_rt::abi::domain::MAX_VCPUS;
 use plinth_rt::abi::{DomainConfig, Handle};
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
+use plinth_testkit::{child, kit};
 
 use kit::Must;
 

@@ -260,9 +260,16 @@ fn state_after_create() -> Outcome {
     same(&vcpu.state().must("state")?, &VcpuState::RESET)
 }
 
+/// A state of long mode as a CPU with VMX keeps it: a segment that is longer than 1 MiB has G set (SDM vol. 3 27.3.1.2).
+fn long_mode(entry: u64, stack: u64, cr3: u64) -> VcpuState {
+    let mut state = VcpuState::long_mode(entry, stack, cr3);
+    state.cs.attributes |= 0x800;
+    state
+}
+
 /// A state of long mode with another value in each register that has room for one.
 fn patterned() -> VcpuState {
-    let mut state = VcpuState::long_mode(0xffff_8000_0000_1000, 0x2000, 0x3000);
+    let mut state = long_mode(0xffff_8000_0000_1000, 0x2000, 0x3000);
     let mut value = 0x0101_0101_0101_0101;
     for register in [
         &mut state.rax,
@@ -326,7 +333,7 @@ fn state_round_trip() -> Outcome {
     let vcpu = domain.create_vcpu().must("create").map(Owned)?;
     for expected in [
         patterned(),
-        VcpuState::long_mode(ENTRY, STACK, 0),
+        long_mode(ENTRY, STACK, 0),
         VcpuState::RESET,
         real_mode(ENTRY),
         patterned(),
