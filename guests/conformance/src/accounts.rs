@@ -66,12 +66,18 @@ fn settle(before: &Accounts) -> Outcome {
 /// Runs a test, after which the accounts must be as before it.
 pub fn balanced(test: impl FnOnce() -> Outcome) -> Outcome {
     let before = now()?;
-    test()?;
-    settle(&before)
+    let outcome = test();
+    // What a failed test leaves behind must not be taken for the next one's.
+    let settled = settle(&before);
+    match (outcome, settled) {
+        (Err(why), Err(left)) => Err(format_args!("{why}; {left}").into()),
+        (outcome, settled) => outcome.and(settled),
+    }
 }
 
-/// Notes the accounts for [`as_at_the_start`].
+/// Notes the accounts for [`as_at_the_start`], once all that ended before has been given back.
 pub fn open() -> Outcome {
+    sleep(PATIENCE / 20);
     for (place, value) in START.iter().zip(now()?) {
         place.store(value, Ordering::Relaxed);
     }

@@ -38,7 +38,6 @@ fn bad_addresses(
     let bad = |address| refuses(call, arguments(&objects, address), Status::BAD_ADDRESS);
     for address in [
         window.end(),
-        window.end() - 1,
         window.end() - size + 1,
         WINDOW - 1,
         1 << 40,

@@ -1,12 +1,12 @@
 //! The calls that need no handle, and what is true of all calls.
 
-use plinth_rt::abi::call::{CONSOLE_MAX, access};
+use plinth_rt::abi::call::{CONSOLE_MAX, access, watch};
 use plinth_rt::abi::{ABI_VERSION, Call, Reason, Status};
 use plinth_rt::trap::Gprs;
 use plinth_rt::{Outcome, check, check_eq, hypercall, object, snippet};
 
 use crate::child::{self, After, Child, DATA, Plan, Step, caller, lets};
-use crate::kit::{MS, Must, PAGE, answers, refuses};
+use crate::kit::{MS, Must, PAGE, answers, event, refuses, sleep, until};
 
 tests!("core":
     version,
@@ -24,6 +24,7 @@ tests!("core":
     console_write_in_pieces,
     console_write_too_long,
     console_write_needs_no_newline,
+    console_write_waits_for_its_watcher,
     console_read_without_input,
     console_read_too_long,
     console_read_into_read_only,
@@ -231,6 +232,46 @@ fn console_write_needs_no_newline() -> Outcome {
     check!(bytes == b"half a line", "{bytes:x?}");
     check_eq!(header.end, 11, "end");
     Ok(())
+}
+
+/// It does not run away from whoever watches its console.
+fn console_write_waits_for_its_watcher() -> Outcome {
+    let child = caller()?;
+    let event = event()?;
+    child.domain.watch(*event, watch::CONSOLE).must("watch")?;
+    child.write(DATA, &[b'.'; 256])?;
+    child.load(
+        0,
+        &[Step::new(Call::CONSOLE_WRITE, [DATA, 256])],
+        u64::MAX,
+        After::Wait,
+    )?;
+    child.start()?;
+    let mut position = 0;
+    for _ in 0..3 {
+        until("it to wait", || {
+            let before = child.tally(0, 0)?[Status::AGAIN.0 as usize];
+            sleep(MS / 10);
+            Ok(child.tally(0, 0)?[Status::AGAIN.0 as usize] > before)
+        })?;
+        let end = child.domain.info().must("info")?.console_end;
+        check!(
+            end - position <= 4096 + 256,
+            "{} bytes ahead",
+            end - position
+        );
+        let mut buffer = [0; 4096];
+        while position < end {
+            let (header, bytes) = child
+                .domain
+                .console(&mut buffer, position)
+                .must("console")?;
+            check_eq!(header.start, position, "start");
+            position += bytes.len() as u64;
+        }
+    }
+    check!(position > 4096, "{position} bytes in all");
+    child.only(0, 0, &[Status::OK, Status::AGAIN])
 }
 
 fn console_read_without_input() -> Outcome {

@@ -3,7 +3,9 @@
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::device::{self, kind};
 use plinth_rt::abi::domain::fault;
-use plinth_rt::abi::{Call, Claim, DomainState, Handle, Reason, Slot, Status, VcpuRun, rights};
+use plinth_rt::abi::{
+    Call, Claim, DomainConfig, DomainState, Handle, Reason, Slot, Status, VcpuRun, rights,
+};
 use plinth_rt::object::{Any, Event, Memory, bytes_of};
 use plinth_rt::{Outcome, Snippet, Why, check, check_eq, object, snippet};
 use zerocopy::FromBytes;
@@ -42,6 +44,9 @@ tests!("device":
     mmio_string_writes,
     mmio_copies,
     mmio_without_claim,
+    mmio_reads_and_writes,
+    mmio_comparisons,
+    mmio_string_reads,
     mmio_other_instructions,
     sequence_counts,
     tag_comes_back,
@@ -376,7 +381,7 @@ fn claim_bad_event() -> Outcome {
 fn claim_memory_too_small() -> Outcome {
     let served = Served::new(&Plan::new(spin()))?;
     for (vcpus, good) in [(32, true), (33, false), (64, false)] {
-        let domain = Temporary::new(&plinth_rt::abi::DomainConfig {
+        let domain = Temporary::new(&DomainConfig {
             vcpus,
             ..config(b"wide")
         })?;
@@ -440,13 +445,13 @@ fn claim_over_what_is_mapped() -> Outcome {
 
 fn claim_over_budget() -> Outcome {
     let served = Served::new(&Plan::new(spin()))?;
-    let domain = Temporary::new(&plinth_rt::abi::DomainConfig {
-        heap: 4096,
+    let domain = Temporary::new(&DomainConfig {
+        heap: DomainConfig::LEAST_HEAP,
         ..config(b"poor")
     })?;
     let mut claims = 0;
     let status = loop {
-        check!(claims < 4096, "{claims} claims in 4096 bytes of heap");
+        check!(claims < 4096, "{claims} claims in 16 KiB of heap");
         let claim = served.claim_of(kind::PORTS, claims * 2, 1);
         match domain.claim(&claim) {
             Ok(()) => claims += 1,
@@ -1024,13 +1029,94 @@ fn mmio_without_claim() -> Outcome {
     Ok(())
 }
 
+/// What reads and writes makes two accesses, of which the first decides about the second.
+fn mmio_reads_and_writes() -> Outcome {
+    let served = Served::mmio(snippet!(
+        "mov ebx, 0x100000",
+        "mov eax, 5",
+        "add [rbx], eax",
+        "setc [0x2000]",
+        "mov eax, 0x0ff0",
+        "and [rbx + 8], ax",
+        "mov rax, 0x1234",
+        "xchg [rbx + 16], rax",
+        "mov [0x2008], rax",
+        "or byte ptr [rbx], 0x80",
+        "mov qword ptr [0x2010], 1",
+        "2: jmp 2b"
+    ))?;
+    for (offset, size, before, after) in [
+        (0, 4, 0xffff_ffff, 4),
+        (8, 2, 0x1234, 0x0230),
+        (16, 8, 0xfeed, 0x1234),
+        (0, 1, 0x01, 0x81),
+    ] {
+        served.sees(&read(offset, size))?;
+        served.complete(before)?;
+        served.sees(&write(offset, size, after))?;
+        served.complete(0)?;
+    }
+    served.child.until_word(DATA + 16, 1)?;
+    check_eq!(served.child.word(DATA)?, 1, "carry of the sum");
+    check_eq!(served.child.word(DATA + 8)?, 0xfeed, "what was exchanged");
+    Ok(())
+}
+
+/// CMP and TEST only read, and set flags.
+fn mmio_comparisons() -> Outcome {
+    let served = Served::mmio(snippet!(
+        "mov ebx, 0x100000",
+        "cmp dword ptr [rbx], 7",
+        "sete [0x2000]",
+        "mov eax, 0x10",
+        "test [rbx], al",
+        "setnz [0x2001]",
+        "sub eax, [rbx]",
+        "mov [0x2004], eax",
+        "mov qword ptr [0x2008], 1",
+        "2: jmp 2b"
+    ))?;
+    for (size, value) in [(4, 7), (1, 0xff), (4, 6)] {
+        served.sees(&read(0, size))?;
+        served.complete(value)?;
+    }
+    served.child.until_word(DATA + 8, 1)?;
+    check_eq!(served.child.word(DATA)?, 0x0a_0000_0101, "results");
+    Ok(())
+}
+
+fn mmio_string_reads() -> Outcome {
+    let served = Served::mmio(snippet!(
+        "cld",
+        "mov esi, 0x100000",
+        "lodsd",
+        "mov [0x2000], rax",
+        "mov ecx, 2",
+        "rep lodsb",
+        "mov [0x2008], al",
+        "mov [0x2010], rsi",
+        "mov qword ptr [0x2018], 1",
+        "2: jmp 2b"
+    ))?;
+    for (offset, size, value) in [(0, 4, 0x1122_3344), (4, 1, 0x55), (5, 1, 0x66)] {
+        served.sees(&read(offset, size))?;
+        served.complete(value)?;
+    }
+    served.child.until_word(DATA + 0x18, 1)?;
+    check_eq!(served.child.word(DATA)?, 0x1122_3344, "RAX");
+    check_eq!(served.child.word(DATA + 8)?, 0x66, "AL");
+    check_eq!(served.child.word(DATA + 16)?, MMIO + 6, "RSI");
+    Ok(())
+}
+
 fn mmio_other_instructions() -> Outcome {
     for (code, kind) in [
-        (snippet!("add [0x100000], eax"), None),
-        (snippet!("xchg [0x100000], eax"), None),
+        (snippet!("inc qword ptr [0x100000]"), None),
+        (snippet!("lock cmpxchg [0x100000], eax"), None),
         (snippet!("movups xmm0, [0x100000]"), Some(0)),
-        (snippet!("cmp dword ptr [0x100000], 0"), Some(0)),
+        (snippet!("movups [0x100000], xmm0"), Some(fault::WRITE)),
         (snippet!("push qword ptr [0x100000]"), Some(0)),
+        (snippet!("imul eax, [0x100000]"), Some(0)),
         (snippet!("mov rax, 0x100000", "jmp rax"), Some(fault::FETCH)),
     ] {
         let served = Served::mmio(code)?;

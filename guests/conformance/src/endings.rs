@@ -20,7 +20,11 @@ tests!("ending":
     fetches_data,
     triple_fault,
     halts,
+    halts_with_nothing_to_come,
     halts_with_two_vcpus,
+    halt_waits_for_an_event,
+    halt_with_an_interrupt_pending,
+    killed_while_it_halts,
     of_the_second_vcpu,
     killed_before_its_start,
     killed_while_it_spins,
@@ -138,6 +142,58 @@ fn halts() -> Outcome {
     child.start()?;
     child.ends(Reason::HALTED)?;
     Ok(())
+}
+
+/// Interrupts are on, and none can come.
+fn halts_with_nothing_to_come() -> Outcome {
+    let child = child(snippet!("sti", "hlt"))?;
+    child.start()?;
+    child.ends(Reason::HALTED)?;
+    Ok(())
+}
+
+/// Halts with interrupts on, and ends with status 0 after that.
+fn halter() -> Result<Child, Why> {
+    child(snippet!(
+        "sti",
+        "hlt",
+        "mov eax, 4",
+        "xor edi, edi",
+        "call r15"
+    ))
+}
+
+fn halt_waits_for_an_event() -> Outcome {
+    let child = halter()?;
+    let event = event()?;
+    event.bind_vector(child.vcpu(0), 33).must("bind")?;
+    child.start()?;
+    until_it_is(&child, VcpuRun::BLOCKED)?;
+    sleep(MS);
+    check!(child.is(DomainState::RUNNING)?, "not RUNNING");
+    event.signal().must("signal")?;
+    child.ends_with(0)?;
+    check_eq!(child.word(COUNTERS + 8)?, 1, "interrupts");
+    Ok(())
+}
+
+/// The interrupt is taken in the halt, between STI and HLT there is no room for it.
+fn halt_with_an_interrupt_pending() -> Outcome {
+    let child = halter()?;
+    child.vcpu(0).interrupt(34).must("interrupt")?;
+    child.start()?;
+    child.ends_with(0)?;
+    check_eq!(child.word(COUNTERS + 16)?, 1, "interrupts");
+    Ok(())
+}
+
+fn killed_while_it_halts() -> Outcome {
+    let child = halter()?;
+    let event = event()?;
+    event.bind_vector(child.vcpu(0), 33).must("bind")?;
+    child.start()?;
+    until_it_is(&child, VcpuRun::BLOCKED)?;
+    dies(&child)
 }
 
 /// The first to halt ends nothing; the last does.

@@ -57,10 +57,10 @@ fn create() -> Outcome {
 
 fn create_over_budget() -> Outcome {
     let domain = Temporary::new(&DomainConfig {
-        heap: 4096,
+        heap: DomainConfig::LEAST_HEAP,
         ..config(b"poor")
     })?;
-    let mut events: [Option<Owned<Event>>; 256] = [const { None }; 256];
+    let mut events: [Option<Owned<Event>>; 1024] = [const { None }; 1024];
     let mut made = 0;
     let mut status = Status::OK;
     for place in &mut events {

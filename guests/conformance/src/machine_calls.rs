@@ -1,15 +1,18 @@
 //! The machine: what it is, its log, its trace, its power; physical interrupts and ports, where the suite was given some.
 
 use plinth_rt::abi::call::{STREAM_MAX, power};
+use plinth_rt::abi::device::kind;
 use plinth_rt::abi::trace::{Kind, Record};
-use plinth_rt::abi::{Call, Reason, Status, SystemInfo, rights};
+use plinth_rt::abi::{Call, Claim, Reason, Status, SystemInfo, rights};
 use plinth_rt::{Outcome, Why, check, check_eq, hypercall, println, snippet};
 use zerocopy::FromBytes;
 
-use crate::child::{Child, DATA, Plan, spin};
+use crate::child::Life;
+use crate::child::{Child, Plan, spin};
 use crate::kit::{
     self, MS, Must, PAGE, answers, duplicate, event, pending, raw, refuses, sleep, system,
 };
+use crate::objects::Objects;
 
 tests!("machine":
     info,
@@ -215,10 +218,10 @@ fn trace_tells_a_domains_life() -> Outcome {
         Kind::ENDED,
         Kind::DESTROYED,
     ];
-    let seen = traced(number, &kinds)?;
-    for (index, kind) in kinds.iter().enumerate() {
-        check!(seen & 1 << index != 0, "no record: {}", kind.text());
-    }
+    // A CPU may write down late what it has done.
+    kit::until("a record of each kind", || {
+        Ok(traced(number, &kinds)?.count_ones() == kinds.len() as u32)
+    })?;
     check_eq!(traced(number + 1000, &kinds)?, 0, "records of nobody");
     Ok(())
 }
@@ -284,35 +287,34 @@ fn power_needs_the_right() -> Outcome {
     Ok(())
 }
 
-/// Reads the last of the given ports in the suite, which may use them, and in a child before and after it may.
+/// Only what is refused: whoever uses the ports takes the serial port away from the log, and so from this suite.
 fn given_ports() -> Outcome {
     let Some((ports, first)) = kit::ports() else {
         println!("note: the suite was given no physical ports");
         return Ok(());
     };
-    // The line status of a UART: reading it changes little, and it is not all ones.
-    let code = snippet!(
-        "mov edx, ebx",
-        "2: in al, dx",
-        "mov [0x2000], al",
-        "inc qword ptr [0x2008]",
-        "jmp 2b"
-    );
-    let child = Child::new(&Plan::new(code))?;
-    child.set(0, |state| state.rbx = u64::from(first) + 5)?;
-    child.start()?;
-    child.until_change(DATA + 8)?;
-    check_eq!(child.word(DATA)?, 0xff, "what nobody's port reads");
-    ports.enable(*child.domain).must("enable")?;
-    kit::until("the port's own value", || Ok(child.word(DATA)? != 0xff))?;
-    child.domain.kill().must("kill")?;
-    child.ends(Reason::KILLED)?;
-    child.destroy()?;
-    refuses(
-        Call::PORTS_ENABLE,
-        [raw(ports.any()), raw(child.domain.any())],
-        Status::WRONG_STATE,
-    )
+    let objects = Objects::new()?;
+    let domain = &objects.child.domain;
+    let enable = |status| {
+        refuses(
+            Call::PORTS_ENABLE,
+            [raw(ports.any()), raw(domain.any())],
+            status,
+        )
+    };
+    let claim = Claim {
+        kind: kind::PORTS,
+        memory: objects.memory.0.0.0,
+        event: objects.event.0.0.0,
+        reserved: 0,
+        first: u64::from(first) + 1,
+        length: 1,
+        tag: 0,
+    };
+    domain.claim(&claim).must("claim")?;
+    enable(Status::EXISTS)?;
+    objects.child.bring_to(Life::Destroyed)?;
+    enable(Status::WRONG_STATE)
 }
 
 fn given_interrupt() -> Outcome {
@@ -321,11 +323,6 @@ fn given_interrupt() -> Outcome {
         return Ok(());
     };
     let event = event()?;
-    let (status, _) = hypercall::call(Call::IRQ_ACK, [raw(irq.any())]);
-    check!(
-        [Status::WRONG_STATE, Status::OK].contains(&status),
-        "acknowledged before: {status:?}"
-    );
     match irq.bind(*event) {
         Ok(()) => {}
         Err(Status::NOT_SUPPORTED) => {

@@ -29,14 +29,12 @@ macro_rules! tests {
 
 mod accounts;
 mod buffers;
-mod child;
 mod core_calls;
 mod devices;
 mod domains;
 mod endings;
 mod events;
 mod handle_calls;
-mod kit;
 mod machine_calls;
 mod memories;
 mod objects;
@@ -49,9 +47,13 @@ mod vcpus;
 mod walk;
 mod window;
 
-use plinth_rt::abi::Handle;
+use plinth_rt::abi::domain::MAX_VCPUS;
+use plinth_rt::abi::{DomainConfig, Handle};
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
+use plinth_testkit::{child, kit};
+
+use kit::Must;
 
 plinth_rt::entry!(main);
 
@@ -116,14 +118,44 @@ fn main() -> u64 {
     suite::run("conformance", &TESTS)
 }
 
-/// What the kernel keeps once it has been needed, such as nested tables, is not what the tests look for: all of it is needed
-/// once before the accounts are opened.
+/// What the kernel keeps once it has been needed is not what the tests look for: nested tables, room in lists, CPUID of domains
+/// with so many vCPUs, the binding of an interrupt. All of it is needed once before the accounts are opened.
 fn warm_up() -> Outcome {
     let memory = kit::memory(4096)?;
-    for slot in 0..8 {
-        drop(window::Mapped::new(slot, *memory, 4096)?);
+    let mut mappings = [const { None }; window::SLOTS as usize];
+    for (slot, mapping) in (0..).zip(&mut mappings) {
+        *mapping = Some(window::Mapped::new(slot, *memory, 4096)?);
     }
-    drop(memory);
+    let mut events = [const { None }; 16];
+    for place in &mut events {
+        let event = kit::event()?;
+        event.bind(0).must("bind")?;
+        event.signal().must("signal")?;
+        *place = Some(event);
+    }
+    let mut children = [const { None }; 24];
+    for (index, place) in children.iter_mut().enumerate() {
+        let code = if index % 2 == 0 {
+            child::spin()
+        } else {
+            child::wait()
+        };
+        *place = Some(child::Child::running(code)?);
+    }
+    drop(children);
+    for vcpus in 1..=MAX_VCPUS {
+        child::Temporary::new(&DomainConfig {
+            vcpus,
+            ..child::config(b"warm")
+        })?;
+    }
+    if let Some(irq) = kit::irq() {
+        let event = kit::event()?;
+        // Some machines have no such interrupts.
+        let _ = irq.bind(*event);
+    }
     handle_calls::with_full_table(|| Ok(()))?;
+    drop(mappings);
+    drop(events);
     accounts::open()
 }

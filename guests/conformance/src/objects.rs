@@ -1,8 +1,8 @@
 //! One object of each type, for tests that walk over all of them.
 
-use plinth_rt::abi::{ObjectType, Reason, rights};
+use plinth_rt::Why;
+use plinth_rt::abi::{ObjectType, rights};
 use plinth_rt::object::{Any, Event, Memory, Vcpu};
-use plinth_rt::{Outcome, Why};
 
 use crate::child::{Child, Plan, spin};
 use crate::kit::{self, Must, Owned, event, memory, own, system};
@@ -55,55 +55,6 @@ pub const TYPES: [(ObjectType, u32); 7] = [
     (ObjectType::IRQ, rights::PHYSICAL_OBJECT),
     (ObjectType::PORTS, rights::PHYSICAL_OBJECT),
 ];
-
-/// A state in which a domain can be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Life {
-    /// Not started.
-    Created,
-    /// Its vCPU spins.
-    Running,
-    /// It spun.
-    Paused,
-    /// It was killed while it spun.
-    Ended,
-    /// Destroyed after that.
-    Destroyed,
-}
-
-/// All states, in the order of life.
-pub const LIVES: [Life; 5] = [
-    Life::Created,
-    Life::Running,
-    Life::Paused,
-    Life::Ended,
-    Life::Destroyed,
-];
-
-impl Child {
-    /// Brings a child that is not started into a state.
-    pub fn bring_to(&self, life: Life) -> Outcome {
-        if life == Life::Created {
-            return Ok(());
-        }
-        self.start()?;
-        match life {
-            Life::Created | Life::Running => Ok(()),
-            Life::Paused => self.domain.pause().must("pause"),
-            Life::Ended => self.bring_to_the_end(),
-            Life::Destroyed => {
-                self.bring_to_the_end()?;
-                self.destroy()
-            }
-        }
-    }
-
-    /// Kills it.
-    pub fn bring_to_the_end(&self) -> Outcome {
-        self.domain.kill().must("kill")?;
-        self.ends(Reason::KILLED).map(drop)
-    }
-}
 
 /// The suite's own first vCPU.
 pub fn own_vcpu() -> Result<Owned<Vcpu>, Why> {

@@ -8,9 +8,10 @@ use plinth_rt::abi::{Call, Claim, DomainConfig, Handle, Schedule, Status, VcpuSt
 use plinth_rt::object::{Any, bytes_of};
 use plinth_rt::{Outcome, Scratch, hypercall};
 
+use crate::child::Life;
 use crate::child::config;
 use crate::kit::{Owned, PAGE, duplicate, own, raw, refuses, system};
-use crate::objects::{Life, Objects};
+use crate::objects::Objects;
 
 tests!("precedence":
     handle_before_argument,

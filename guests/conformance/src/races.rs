@@ -341,7 +341,7 @@ fn kill_during(
         let handle = give(&caller, target.domain.any(), rights)?;
         caller.load(0, &steps(handle), u64::MAX, After::Wait)?;
         caller.start()?;
-        let deadline = hypercall::clock() + 20_000 + random.next() % 100_000;
+        let deadline = hypercall::clock() + 20_000 + random.number() % 100_000;
         while hypercall::clock() < deadline {}
         target.domain.kill().must("kill")?;
         target.ends(Reason::KILLED)?;
@@ -727,7 +727,7 @@ fn claim_while_it_is_accessed() -> Outcome {
     let mut random = Random::new(0xc1a1);
     for _ in 0..50 {
         child.domain.claim(&claim).must("claim")?;
-        for _ in 0..random.next() % 8 {
+        for _ in 0..random.number() % 8 {
             match child.domain.complete(0, 0x55) {
                 Ok(()) | Err(Status::WRONG_STATE) => {}
                 Err(status) => return Err(format_args!("complete: {status:?}").into()),
@@ -814,7 +814,7 @@ fn move_between_cpus() -> Outcome {
     let cpus = system().info().must("system info")?.cpus;
     let mut random = Random::new(0x1234_5678);
     for _ in 0..200 {
-        let cpu = match random.next() % u64::from(cpus + 1) {
+        let cpu = match random.number() % u64::from(cpus + 1) {
             0 => Schedule::ANY_CPU,
             number => number as u32 - 1,
         };

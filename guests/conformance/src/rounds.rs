@@ -33,8 +33,8 @@ fn ended_by_themselves() -> Outcome {
 
 /// Lets a time go by that is another each time: up to 60 microseconds awake, or as much asleep.
 fn a_while(random: &mut Random) {
-    let ns = random.next() % 60_000;
-    if random.next().is_multiple_of(4) {
+    let ns = random.number() % 60_000;
+    if random.number().is_multiple_of(4) {
         sleep(ns);
         return;
     }
@@ -72,7 +72,7 @@ fn paused_and_killed_at_any_moment() -> Outcome {
         a_while(&mut random);
         child.domain.pause().must("pause")?;
         a_while(&mut random);
-        if random.next().is_multiple_of(2) {
+        if random.number().is_multiple_of(2) {
             child.domain.resume().must("resume")?;
             a_while(&mut random);
         }

@@ -9,9 +9,10 @@ use plinth_rt::suite::Test;
 use plinth_rt::{Outcome, check};
 
 use crate::accounts::balanced;
+use crate::child::LIVES;
 use crate::child::{DATA, ENTRY, STACK};
 use crate::kit::{Owned, PAGE, own, raw, to_the_end};
-use crate::objects::{LIVES, Objects};
+use crate::objects::Objects;
 
 const OK: Status = Status::OK;
 const STATE: Status = Status::WRONG_STATE;

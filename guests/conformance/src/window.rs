@@ -8,11 +8,13 @@ use plinth_rt::{Why, check};
 
 use crate::kit::{Must, own};
 
-/// The first address: above all RAM that the suite is given, and inside the GiB that it has mapped to itself.
-pub const WINDOW: u64 = 768 << 20;
+/// The first address: above all RAM that the suite is given, below the modules, inside the GiB that it has mapped to itself.
+pub const WINDOW: u64 = 512 << 20;
 
 /// Bytes from one slot to the next. All slots lie in one large page, so that all use the same nested tables.
 const SLOT: u64 = 256 << 10;
+/// How many there are.
+pub const SLOTS: u64 = 8;
 
 /// A Memory object, mapped from its begin on in one of eight slots, until it is dropped.
 pub struct Mapped {
@@ -28,7 +30,7 @@ impl Mapped {
 
     /// Maps `length` bytes with this access.
     pub fn with(slot: u64, memory: Memory, length: u64, access: u64) -> Result<Self, Why> {
-        check!(slot < 8 && length <= SLOT, "no such slot");
+        check!(slot < SLOTS && length <= SLOT, "no such slot");
         let mapped = Self { slot, length: 0 };
         own()
             .map(mapped.address(), memory, 0, length, access)

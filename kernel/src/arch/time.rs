@@ -69,6 +69,11 @@ pub fn ns_since_boot() -> u64 {
     )
 }
 
+/// Nanoseconds from the kernel's entry to this value of the TSC.
+pub fn ns_at_tsc(tsc: u64) -> u64 {
+    ns_of_ticks(tsc.saturating_sub(START.load(Ordering::Relaxed)))
+}
+
 /// Nanoseconds that `ticks` of the TSC take.
 pub fn ns_of_ticks(ticks: u64) -> u64 {
     scale(ticks, NS_PER_TICK.load(Ordering::Relaxed))

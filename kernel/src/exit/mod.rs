@@ -56,7 +56,7 @@ pub fn handle<V: Vendor>(
 fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (Counter, Next) {
     match exit {
         Exit::Host | Exit::Hypercall | Exit::Cpuid => handle(vcpu, run, exit),
-        Exit::Halt => (Counter::Halt, halt(vcpu, run)),
+        Exit::Halt => (Counter::Halt, halt(vcpu)),
         Exit::Pause => (Counter::Pause, instruction::skip_and(vcpu, Next::Yield)),
         Exit::Io(access) => (Counter::Io, io::handle(vcpu, run, access)),
         Exit::ReadMsr => (Counter::Msr, msr::read(vcpu)),
@@ -85,13 +85,10 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
     }
 }
 
-/// HLT: waits for an interrupt, if one can come. There is nothing else that could wake it.
-fn halt<V: Vendor>(vcpu: &mut Context<V>, run: &Run<'_, V>) -> Next {
-    const IF: u64 = 1 << 9;
-    let wakes = vcpu.hw.rflags() & IF != 0 && run.vcpu.can_be_interrupted();
+/// HLT: waits for an interrupt.
+fn halt<V: Vendor>(vcpu: &mut Context<V>) -> Next {
     match skip(vcpu) {
-        Ok(()) if wakes => vcpu.wait(Waiting::Interrupt),
-        Ok(()) => vcpu.end(Ending::Halted),
+        Ok(()) => vcpu.wait(Waiting::Interrupt),
         Err(instead) => instead,
     }
 }

@@ -74,6 +74,8 @@ pub struct Run<'a, V: Vendor> {
     pub hardware: &'a mut V::Cpu,
 }
 
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
 /// The leaf of XSAVE, which alone follows XCR0.
 const LEAF_XSAVE: u32 = 0xd;
 
@@ -88,6 +90,8 @@ pub enum Stop {
     Yielded,
     /// It waits, until this value of the TSC at most.
     Blocked(u64),
+    /// It has halted, and nothing that is known can wake it.
+    Halted,
     /// Its domain is over.
     Ended(Ending),
 }
@@ -209,10 +213,16 @@ impl<V: Vendor> Context<V> {
                 gprs.rax = status.0;
                 gprs.rdx = value;
             }
-            Waiting::Interrupt if run.vcpu.highest_interrupt().is_none() => {
-                return Some(Stop::Blocked(u64::MAX));
+            Waiting::Interrupt => {
+                // Only with interrupts on does one end HLT.
+                let open = self.hw.rflags() & RFLAGS_IF != 0;
+                if !open || !run.vcpu.can_be_interrupted() {
+                    return Some(Stop::Halted);
+                }
+                if run.vcpu.highest_interrupt().is_none() {
+                    return Some(Stop::Blocked(u64::MAX));
+                }
             }
-            Waiting::Interrupt => {}
             Waiting::Device => {
                 let answer = run.vcpu.device.lock().answer.take();
                 let (Some(answer), Some(completion)) = (answer, self.completion) else {

@@ -36,6 +36,8 @@ pub struct Domain<V: Vendor> {
     pub max_vcpus: u32,
     /// Where it is in its life, and its vCPUs.
     pub life: Mutex<Life<V>>,
+    /// vCPUs that have halted, and nothing that is known can wake them.
+    pub halted: AtomicUsize,
     name: heapless::String<NAME>,
     hardware: V::Domain,
     nested_root: Hpa,
@@ -71,8 +73,6 @@ pub struct Life<V: Vendor> {
     pub vcpus: Vec<Ref<Vcpu<V>>>,
     /// vCPUs that are not over.
     pub alive: usize,
-    /// vCPUs that halted for good.
-    pub halted: usize,
     /// Why it ended, which vCPU made it so, and RIP of that.
     pub ending: Option<(Ending, u32, u64)>,
     /// How far its end has come.
@@ -125,11 +125,11 @@ impl<V: Vendor> Domain<V> {
                 state: DomainState::CREATED,
                 vcpus: Vec::new(),
                 alive: 0,
-                halted: 0,
                 ending: None,
                 teardown: Teardown::Handles,
                 told_destroyed: false,
             }),
+            halted: AtomicUsize::new(0),
             name: kept,
             hardware,
             nested_root,
@@ -608,13 +608,10 @@ impl<V: Vendor> Ref<Domain<V>> {
         }
     }
 
-    /// A vCPU has halted, and nothing can wake it. With the last one the domain ends.
+    /// A vCPU has halted, and nothing that is known can wake it. With the last one the domain ends.
     pub fn vcpu_halted(&self, vcpu: u32, rip: u64) {
-        let mut life = self.life.lock();
-        life.halted += 1;
-        let last = life.halted == life.vcpus.len();
-        drop(life);
-        if last {
+        let vcpus = self.life.lock().vcpus.len();
+        if self.halted.load(Ordering::Acquire) == vcpus {
             // A domain that is over already has a reason.
             let _ = self.end(Ending::Halted, vcpu, rip);
         }

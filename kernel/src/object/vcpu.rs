@@ -162,7 +162,12 @@ impl<V: Vendor> Vcpu<V> {
     pub fn info(&self) -> VcpuInfo {
         let mut info = self.entity.lock().info(time::tsc());
         info.index = self.index;
-        info.exits = self.exits.lock().all();
+        // Those of one that runs are as old as its slice at most.
+        let now = self.context.try_lock();
+        info.exits = match now.as_ref().and_then(|context| context.as_deref()) {
+            Some(context) => context.counters.all(),
+            None => self.exits.lock().all(),
+        };
         info
     }
 }

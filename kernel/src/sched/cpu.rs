@@ -6,7 +6,7 @@ use super::{Activity, BALANCE_US, CpuState, Place, Position, Sched};
 use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ};
 use crate::arch::{irq, time, trap};
 use crate::mem::{Ref, reaper};
-use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
+use crate::object::{Context, Kernel, Run, Stop, Vcpu};
 use crate::root;
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
@@ -49,6 +49,10 @@ impl<V: Vendor> Kernel<V> {
 
     /// Takes what interrupt handlers and other CPUs have noted for this one, and wakes those whose time has come.
     fn take_pending(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
+        if !state.cpu.is_pending() {
+            // The timer's interrupt notes that somebody's time has come.
+            return;
+        }
         let pending = state.cpu.take_pending();
         if pending & PENDING_FLUSH != 0 {
             self.sched.flush(state.cpu, hardware);
@@ -134,7 +138,10 @@ impl<V: Vendor> Kernel<V> {
         let hardware = run.hardware;
         context.detach(hardware);
         state.domain.store(0, Ordering::SeqCst);
-        *vcpu.exits.lock() = context.counters.clone();
+        if stop == Stop::SliceOver {
+            // One that leaves by itself is off its CPU often enough for its own to be read.
+            *vcpu.exits.lock() = context.counters.clone();
+        }
         drop(guard);
         state.interruptible.store(false, Ordering::Relaxed);
         state.load.fetch_sub(weight, Ordering::Relaxed);
@@ -216,10 +223,20 @@ impl<V: Vendor> Kernel<V> {
         match stop {
             Stop::Ended(ending) => {
                 drop(entity);
-                self.end(vcpu, ending, rip);
+                // It may have been ended meanwhile: then it has a reason.
+                let _ = vcpu.domain.end(ending, vcpu.index, rip);
                 return;
             }
-            Stop::Blocked(_) if entity.woken => {}
+            Stop::Blocked(_) | Stop::Halted if entity.woken => {}
+            Stop::Halted => {
+                note(Kind::BLOCK);
+                entity.change(Activity::Blocked, now);
+                entity.halted = true;
+                vcpu.domain.halted.fetch_add(1, Ordering::AcqRel);
+                drop(entity);
+                vcpu.domain.vcpu_halted(vcpu.index, rip);
+                return;
+            }
             Stop::Blocked(deadline) => {
                 note(Kind::BLOCK);
                 entity.change(Activity::Blocked, now);
@@ -254,17 +271,6 @@ impl<V: Vendor> Kernel<V> {
         };
         self.sched.enqueue(vcpu, &mut entity, position, now);
     }
-
-    /// A vCPU has done what ends its domain.
-    fn end(&self, vcpu: &Ref<Vcpu<V>>, ending: Ending, rip: u64) {
-        if ending == Ending::Halted {
-            // One vCPU that halts for good is not the end of the others.
-            vcpu.domain.vcpu_halted(vcpu.index, rip);
-            return;
-        }
-        // It may have been ended meanwhile: then it has a reason.
-        let _ = vcpu.domain.end(ending, vcpu.index, rip);
-    }
 }
 
 impl<V: Vendor> Sched<V> {
@@ -278,8 +284,10 @@ impl<V: Vendor> Sched<V> {
             self.even_out(state);
         }
         loop {
-            let boosted = state.queue.lock().has_boosted();
-            let next = state.queue.lock().next();
+            let (boosted, next) = {
+                let mut queue = state.queue.lock();
+                (queue.has_boosted(), queue.next())
+            };
             let Some(place) = next else {
                 if !self.take_from_another(state, 0) {
                     return None;

@@ -75,6 +75,8 @@ pub struct Entity {
     pub held: bool,
     /// It must not run ever again.
     pub finished: bool,
+    /// It has halted for good, as far as is known: it is blocked, and its domain counts it.
+    pub halted: bool,
     /// What it waits for came before it waited.
     pub woken: bool,
     /// Ticks that it may still run in this turn; below 0 it has run too long.
@@ -103,6 +105,7 @@ impl Entity {
             ticket: 0,
             held: true,
             finished: false,
+            halted: false,
             woken: false,
             credit: 0,
             preemptions: 0,

@@ -241,6 +241,9 @@ impl<V: Vendor> Sched<V> {
 
     fn unblock(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, now: u64) {
         self.stop_timer(vcpu, entity);
+        if core::mem::take(&mut entity.halted) {
+            vcpu.domain.halted.fetch_sub(1, Ordering::AcqRel);
+        }
         let others = self
             .state(entity.cpu)
             .map_or(0, |state| state.load.load(Ordering::Relaxed));

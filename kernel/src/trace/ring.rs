@@ -36,7 +36,8 @@ pub fn record(kind: Kind, domain: u32, vcpu: u32, detail: u32) {
         return;
     };
     let record = Record {
-        ns: time::ns_since_boot(),
+        // As nanoseconds when somebody reads it.
+        ns: time::tsc(),
         kind: kind.0,
         domain,
         vcpu,
@@ -58,7 +59,10 @@ pub fn read(cpu: usize, from: u64, out: &mut [Record]) -> Option<(u64, usize, u6
     let mut count = 0;
     for (slot, number) in out.iter_mut().zip(start..ring.end) {
         if let Some(record) = ring.records.get((number % RECORDS as u64) as usize) {
-            *slot = *record;
+            *slot = Record {
+                ns: time::ns_at_tsc(record.ns),
+                ..*record
+            };
             count += 1;
         }
     }

@@ -600,3 +600,52 @@ pub fn give(child: &Child, any: Any, rights: u32) -> Result<u64, Why> {
         .must("grant")
         .map(|handle| handle.0.into())
 }
+
+/// A state in which a domain can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// Not started.
+    Created,
+    /// Its vCPU spins.
+    Running,
+    /// It spun.
+    Paused,
+    /// It was killed while it spun.
+    Ended,
+    /// Destroyed after that.
+    Destroyed,
+}
+
+/// All states, in the order of life.
+pub const LIVES: [Life; 5] = [
+    Life::Created,
+    Life::Running,
+    Life::Paused,
+    Life::Ended,
+    Life::Destroyed,
+];
+
+impl Child {
+    /// Brings a child that is not started into a state.
+    pub fn bring_to(&self, life: Life) -> Outcome {
+        if life == Life::Created {
+            return Ok(());
+        }
+        self.start()?;
+        match life {
+            Life::Created | Life::Running => Ok(()),
+            Life::Paused => self.domain.pause().must("pause"),
+            Life::Ended => self.bring_to_the_end(),
+            Life::Destroyed => {
+                self.bring_to_the_end()?;
+                self.destroy()
+            }
+        }
+    }
+
+    /// Kills it.
+    pub fn bring_to_the_end(&self) -> Outcome {
+        self.domain.kill().must("kill")?;
+        self.ends(Reason::KILLED).map(drop)
+    }
+}
