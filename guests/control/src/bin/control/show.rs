@@ -149,6 +149,9 @@ pub async fn info(control: &Control, pattern: &str) -> Result {
                 lines.push(fact("command line", machine.command_line.0.clone()));
             }
         }
+        None if control.is_own(pattern) => {
+            lines.push(fact("machine", "the control guest itself".into()));
+        }
         None => lines.push(fact("machine", "none of the archive".into())),
     }
     lines.push(fact(
