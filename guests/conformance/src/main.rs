@@ -111,7 +111,7 @@ fn main() -> u64 {
         println!("the suite needs a system handle and a handle to its own domain");
         return STATUS_NOTHING_GIVEN;
     }
-    if let Err(why) = warm_up() {
+    if let Err(why) = warm_up().and_then(|()| accounts::open()) {
         println!("the suite cannot begin: {why}");
         return STATUS_NOTHING_GIVEN;
     }
@@ -154,8 +154,5 @@ fn warm_up() -> Outcome {
         // Some machines have no such interrupts.
         let _ = irq.bind(*event);
     }
-    handle_calls::with_full_table(|| Ok(()))?;
-    drop(mappings);
-    drop(events);
-    accounts::open()
+    handle_calls::with_full_table(|| Ok(()))
 }

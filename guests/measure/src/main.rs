@@ -16,7 +16,7 @@
 )]
 
 use plinth_rt::abi::{DomainConfig, Handle, Schedule};
-use plinth_rt::{Gprs, Outcome, Snippet, Why, check, cpu, hypercall, println, snippet, suite};
+use plinth_rt::{Gprs, Outcome, Snippet, Why, check, hypercall, println, snippet, suite};
 use plinth_testkit::child::{Child, DATA, Plan, spin};
 use plinth_testkit::kit::{MS, Must, own, sleep, system, until};
 
@@ -245,8 +245,14 @@ fn wakes_beside_spinners() -> Outcome {
     println!("measure wake_latency_50: below {} us", half / 1000);
     println!("measure wake_latency_99: below {} us", most / 1000);
     println!("measure wake_latency_100: below {} us", all / 1000);
-    check!(most <= MS, "below {most} ns");
     drop(spinners);
+    if ticks_are_instructions()? {
+        check!(most <= MS, "below {most} ns");
+    } else {
+        // Time passes while the computer does something else than this machine.
+        println!("note: a tick is no instruction on this machine; only the median is judged");
+        check!(half <= MS, "the median: below {half} ns");
+    }
     Ok(())
 }
 
@@ -397,6 +403,17 @@ fn domain_costs_little() -> Outcome {
     Ok(())
 }
 
+/// Counts how often it had the CPU, and gives it away.
+fn counting_yielder() -> Snippet {
+    snippet!(
+        "2:",
+        "inc qword ptr [0x2000]",
+        "mov eax, 3",
+        "call r15",
+        "jmp 2b"
+    )
+}
+
 /// 500 domains with 2 MiB each run at once, or as many as this machine has memory for.
 fn many_domains_at_once() -> Outcome {
     let free = system().info().must("system info")?.free_frames;
@@ -407,12 +424,11 @@ fn many_domains_at_once() -> Outcome {
     }
     let mut children = [const { None }; MANY];
     for place in children.iter_mut().take(count) {
-        let child = two_mib(spin())?;
-        child.start()?;
-        *place = Some(child);
+        *place = Some(two_mib(counting_yielder())?);
     }
+    children.iter().flatten().try_for_each(Child::start)?;
     for child in children.iter().flatten() {
-        until("each to run", || Ok(ran(child)? > 0))?;
+        child.until_change(DATA)?;
     }
     let domains = system().info().must("system info")?.domains;
     println!("measure domains_at_once: {domains}");
