@@ -597,9 +597,14 @@ impl<V: Vendor> Ref<Domain<V>> {
         Ok(())
     }
 
-    /// A vCPU that `end` found running has left its CPU.
-    pub fn vcpu_left(&self) {
+    /// A vCPU that `end` found running has left its CPU, at `rip`.
+    pub fn vcpu_left(&self, vcpu: u32, rip: u64) {
         let mut life = self.life.lock();
+        if let Some((Ending::Killed, index, place)) = &mut life.ending
+            && *index == vcpu
+        {
+            *place = rip;
+        }
         life.alive = life.alive.saturating_sub(1);
         let last = life.alive == 0;
         drop(life);

@@ -217,7 +217,7 @@ impl<V: Vendor> Kernel<V> {
         if entity.finished {
             entity.change(Activity::Over, now);
             drop(entity);
-            vcpu.domain.vcpu_left();
+            vcpu.domain.vcpu_left(vcpu.index, rip);
             return;
         }
         match stop {

@@ -190,13 +190,14 @@ impl<V: Vendor> Sched<V> {
         }
     }
 
-    /// The CPU for a vCPU that becomes ready: the one it is pinned to, or its last one where that idles or none does, or one that idles.
+    /// The CPU for a vCPU that becomes ready: the one it is pinned to, or its last one where nobody else wants that or none idles, or one
+    /// that idles.
     fn target(&self, entity: &Entity) -> Option<&CpuState<V>> {
         if let Some(pin) = entity.pin() {
             return self.state(pin);
         }
         let last = self.state(entity.cpu);
-        if last.is_some_and(|state| state.idle.load(Ordering::Relaxed)) {
+        if last.is_some_and(|state| state.load.load(Ordering::Relaxed) == 0) {
             return last;
         }
         let idle = self
