@@ -117,6 +117,14 @@ reasons! {
     NESTED_MISCONFIGURATION = 10, "nested page tables broken";
 }
 
+/// Statuses by which a guest says that it did not mean to end. A first domain that ends so has crashed.
+pub mod status {
+    /// A panic.
+    pub const PANIC: u64 = 101;
+    /// An exception that nothing expected.
+    pub const TRAP: u64 = 102;
+}
+
 /// Bits of `info[1]` of a [`Reason::NESTED_FAULT`].
 pub mod fault {
     /// A write; else a read, unless it is a fetch.

@@ -1,11 +1,12 @@
 //! The first domain: made from its module, given the first handles, and started anew when it crashes.
 //!
 //! What it may do follows from its handles alone, like any domain's. What is special about it is its life: when it ends by its own
-//! wish so does the machine, and when it crashes a new one takes its place, while all other domains go on.
+//! wish so does the machine, and when it crashes (or says by its status that it panicked) a new one takes its place, while all other
+//! domains go on.
 
 use core::fmt;
 
-use plinth_abi::domain::{MAX_HANDLES, NAME};
+use plinth_abi::domain::{MAX_HANDLES, NAME, status};
 use plinth_abi::system::{START_ENTRIES, START_MAGIC, start};
 use plinth_abi::{DomainConfig, DomainState, Handle, StartEntry, StartInfo, Status, rights};
 use plinth_image::{Executable, ImageError};
@@ -277,7 +278,9 @@ pub fn attend<V: Vendor>(kernel: &'static Kernel<V>, hardware: &mut V::Cpu) {
     let Some((ending, ..)) = ending else {
         return;
     };
-    if let Ending::Status(status) = ending {
+    if let Ending::Status(status) = ending
+        && !matches!(status, status::PANIC | status::TRAP)
+    {
         V::disable(hardware);
         power::end(
             cmdline::options().end,

@@ -11,7 +11,9 @@ use crate::provision::targets::{self, KERNEL, LOADER};
 use crate::workspace::Workspace;
 
 /// The packages that run on the host as a whole.
-const HOST_PACKAGES: [&str; 3] = ["plinth-abi", "plinth-bootimage", "xtask"];
+const HOST_PACKAGES: [&str; 4] = ["plinth-abi", "plinth-bootimage", "plinth-image", "xtask"];
+/// Those of which only the library builds on the host.
+const LIBRARIES: [&str; 3] = [KERNEL_PACKAGE, LOADER_PACKAGE, "plinth-guest-control"];
 
 /// `cargo xtask check`.
 pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
@@ -44,8 +46,8 @@ pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
             clippy(&["--all-targets"], &HOST_PACKAGES),
         ),
         (
-            "clippy of the kernel's and the loader's host tests",
-            clippy(&["--lib", "--tests"], &[KERNEL_PACKAGE, LOADER_PACKAGE]),
+            "clippy of libraries' host tests",
+            clippy(&["--lib", "--tests"], &LIBRARIES),
         ),
         (
             "clippy of the kernel and the guests",

@@ -8,7 +8,7 @@ use crate::{hypercall, suite, trap};
 const LINE: usize = 240;
 
 /// Exit status of a guest that panicked.
-pub const STATUS_PANIC: u64 = 101;
+pub const STATUS_PANIC: u64 = plinth_abi::domain::status::PANIC;
 
 static BUFFER: Local<([u8; LINE], usize)> = Local::new(([0; LINE], 0));
 

@@ -43,7 +43,7 @@ pub mod vector {
 }
 
 /// Exit status of a guest that took an exception nobody caught.
-pub const STATUS_TRAP: u64 = 102;
+pub const STATUS_TRAP: u64 = plinth_abi::domain::status::TRAP;
 
 /// The general registers but RSP, in the order in which the entry code pushes them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

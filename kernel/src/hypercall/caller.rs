@@ -1,6 +1,6 @@
 //! Who calls, and what its arguments mean.
 
-use plinth_abi::{Status, rights};
+use plinth_abi::{DomainState, Status, rights};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Done;
@@ -204,4 +204,11 @@ pub(super) fn pages(gpa: u64, len: u64) -> Result<Gpa, Status> {
         return Err(Status::BAD_ARGUMENT);
     }
     Ok(Gpa::new(gpa))
+}
+
+/// Checks that a domain is not destroyed.
+pub(super) fn living<V: Vendor>(domain: &Domain<V>) -> Result<(), Status> {
+    (domain.state() != DomainState::DESTROYED)
+        .then_some(())
+        .ok_or(Status::WRONG_STATE)
 }

@@ -2,10 +2,10 @@
 
 use core::sync::atomic::Ordering;
 
-use plinth_abi::{Claim as Wanted, DomainState, Slot, Status, rights};
+use plinth_abi::{Claim as Wanted, Slot, Status, rights};
 
 use super::Done;
-use super::caller::{Caller, number};
+use super::caller::{Caller, living, number};
 use crate::arch::irq;
 use crate::log;
 use crate::mem::nested::GPA_LIMIT;
@@ -58,9 +58,7 @@ pub(super) fn release<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done,
     let [domain, kind, first, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::DEVICE)?;
     let kind = ClaimKind::from_number(number(kind)?).ok_or(Status::BAD_ARGUMENT)?;
-    if domain.state() == DomainState::DESTROYED {
-        return Err(Status::WRONG_STATE);
-    }
+    living(&domain)?;
     domain.release(kind, first)?;
     Ok(Done::Value(0))
 }
@@ -69,7 +67,9 @@ pub(super) fn release<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done,
 pub(super) fn complete<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
     let [domain, index, value, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::DEVICE)?;
-    let vcpu = domain.vcpu(number(index)?).ok_or(Status::NOT_FOUND)?;
+    let index = number(index)?;
+    living(&domain)?;
+    let vcpu = domain.vcpu(index).ok_or(Status::NOT_FOUND)?;
     vcpu.complete(value)?;
     Ok(Done::Value(0))
 }

@@ -5,7 +5,7 @@ use plinth_abi::domain::{MAX_HANDLES, MAX_VCPUS};
 use plinth_abi::{DomainConfig, DomainInfo, DomainState, Status, StreamHeader, rights};
 
 use super::Done;
-use super::caller::{Caller, number};
+use super::caller::{Caller, living, number};
 use crate::mem::{Access, Amounts, Budget, Gpa, PAGE_SIZE, reaper};
 use crate::object::{Domain, Ending, Object};
 use crate::virt::{Vcpu as _, Vendor};
@@ -130,9 +130,7 @@ pub(super) fn watch<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, S
     if mask & !watch::ALL != 0 || watch.is_some() && mask == 0 {
         return Err(Status::BAD_ARGUMENT);
     }
-    if domain.state() == DomainState::DESTROYED {
-        return Err(Status::WRONG_STATE);
-    }
+    living(&domain)?;
     domain.set_watch(watch);
     Ok(Done::Value(0))
 }
@@ -254,9 +252,7 @@ fn copy<V: Vendor>(caller: &Caller<'_, '_, V>, into: bool) -> Result<Done, Statu
         (Access::WRITE, Access::READ)
     };
     caller.check_buffer(gpa, length, here_access)?;
-    if domain.state() == DomainState::DESTROYED {
-        return Err(Status::WRONG_STATE);
-    }
+    living(&domain)?;
     domain
         .with_space(|space| space.check(Gpa::new(there), length, there_access))
         .unwrap_or(Ok(()))

@@ -1,9 +1,9 @@
 //! Calls on events.
 
-use plinth_abi::{DomainState, Status, rights};
+use plinth_abi::{Status, rights};
 
 use super::Done;
-use super::caller::Caller;
+use super::caller::{Caller, living};
 use super::vcpu::vector;
 use crate::mem::{Amounts, Charge, Ref};
 use crate::object::{Event, Object};
@@ -13,9 +13,7 @@ use crate::virt::Vendor;
 pub(super) fn create<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
     let [domain, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::CHARGE)?;
-    if domain.state() == DomainState::DESTROYED {
-        return Err(Status::WRONG_STATE);
-    }
+    living(&domain)?;
     caller.give(|| {
         let charge = Charge::new(&domain.budget, Amounts::heap(Event::<V>::COST))?;
         let event = Ref::new(Event::new(charge)).map_err(|_| Status::NO_MEMORY)?;

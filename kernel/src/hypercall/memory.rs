@@ -1,10 +1,10 @@
 //! Calls on memory.
 
 use plinth_abi::call::access;
-use plinth_abi::{DomainState, MemoryInfo, Status, rights};
+use plinth_abi::{MemoryInfo, Status, rights};
 
 use super::Done;
-use super::caller::{Caller, pages};
+use super::caller::{Caller, living, pages};
 use crate::mem::nested::{GPA_LIMIT, MapError};
 use crate::mem::{Access, Hpa, PAGE_SIZE, Ref, device};
 use crate::object::{
@@ -28,12 +28,6 @@ pub(super) fn create<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, 
     let bytes = size(bytes)?;
     living(&domain)?;
     caller.give(|| Memory::new(bytes, domain.number, &domain.budget).map(Object::Memory))
-}
-
-fn living<V: Vendor>(domain: &Domain<V>) -> Result<(), Status> {
-    (domain.state() != DomainState::DESTROYED)
-        .then_some(())
-        .ok_or(Status::WRONG_STATE)
 }
 
 /// Gives it frames.

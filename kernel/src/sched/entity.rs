@@ -147,7 +147,7 @@ impl Entity {
 
     /// It leaves its CPU: what it ran is charged to its turn and its cap.
     pub fn charge(&mut self, ticks: u64, units: &Units) {
-        let least = -4 * self.turn(units);
+        let least = -32 * self.turn(units);
         self.credit = self.credit.saturating_sub_unsigned(ticks).max(least);
         self.cap_used = self.cap_used.saturating_add(ticks);
     }
@@ -291,7 +291,7 @@ mod tests {
         assert!(entity.next_turn(&UNITS));
         assert_eq!(entity.credit, 5_000);
         entity.charge(u64::MAX, &UNITS);
-        assert_eq!(entity.credit, -40_000, "but not for ever");
+        assert_eq!(entity.credit, -320_000, "but not for ever");
     }
 
     #[test]
