@@ -83,7 +83,7 @@ pub fn kernel<V: Vendor>() -> &'static Kernel<V> {
         panic!("no heap for the first budget");
     };
     Box::leak(Box::new(Kernel::new(
-        Sched::new(),
+        Sched::for_all_cpus(),
         identity::<V>(),
         host_cpuid,
         whole,

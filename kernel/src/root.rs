@@ -78,17 +78,17 @@ impl fmt::Display for Why {
 /// Makes the first domain and lets it run; ends the machine where that cannot be done.
 pub fn start<V: Vendor>(kernel: &'static Kernel<V>, hardware: &mut V::Cpu) {
     let name = cmdline::options().root.unwrap_or(CONTROL);
-    let started = build(kernel, hardware, name).and_then(|(domain, _)| {
+    let started = build(kernel, hardware, name).and_then(|vcpu| {
+        let domain = vcpu.domain.clone();
         domain
             .let_run(DomainState::CREATED)
             .map_err(failed("its start"))?;
-        Ok(domain)
+        Ok(domain.number)
     });
     match started {
-        Ok(domain) => {
+        Ok(number) => {
             ::log::info!(
-                "domain {} \"{name}\" starts: {} MiB of RAM",
-                domain.number,
+                "domain {number} \"{name}\" starts: {} MiB of RAM",
                 RAM >> 20
             );
         }
@@ -104,12 +104,12 @@ fn failed(what: &'static str) -> impl Fn(Status) -> Why {
     move |status| Why::Status(what, status)
 }
 
-/// Makes a first domain out of the guest `name`, and its vCPU, ready to run.
+/// Makes a first domain out of the guest `name`: its vCPU, ready to run.
 pub(crate) fn build<V: Vendor>(
     kernel: &'static Kernel<V>,
     hardware: &mut V::Cpu,
     name: &str,
-) -> Result<(Ref<Domain<V>>, Ref<Vcpu<V>>), Why> {
+) -> Result<Ref<Vcpu<V>>, Why> {
     let mut path = heapless::String::<64>::new();
     let named = path.push_str("guests/").and_then(|()| path.push_str(name));
     let image = named
@@ -159,7 +159,7 @@ pub(crate) fn build<V: Vendor>(
             .set_state(hardware, &state)
             .map_err(|why| Why::BadState(why.0))?;
     }
-    Ok((domain, vcpu))
+    Ok(vcpu)
 }
 
 /// Memory of the domain's own, mapped at `gpa`.

@@ -8,6 +8,10 @@
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "executes the instructions that are measured")]
+#![allow(
+    clippy::result_large_err,
+    reason = "without a heap a failure travels by value"
+)]
 
 mod domains;
 

@@ -58,10 +58,10 @@ impl Ending {
                     table_walk,
                     present,
                 } = fault;
-                let bits = write as u64 * fault::WRITE
-                    | fetch as u64 * fault::FETCH
-                    | table_walk as u64 * fault::TABLE_WALK
-                    | present as u64 * fault::PRESENT;
+                let bits = (write as u64 * fault::WRITE)
+                    | (fetch as u64 * fault::FETCH)
+                    | (table_walk as u64 * fault::TABLE_WALK)
+                    | (present as u64 * fault::PRESENT);
                 (Reason::NESTED_FAULT, [gpa.get(), bits, 0])
             }
             Self::NestedMisconfiguration(gpa) => {

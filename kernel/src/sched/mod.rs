@@ -78,7 +78,7 @@ struct CpuState<V: Vendor> {
 
 impl<V: Vendor> Sched<V> {
     /// A scheduler for all CPUs that are online.
-    pub fn new() -> Self {
+    pub fn for_all_cpus() -> Self {
         let cpus = machine::cpus().iter().map(|&cpu| CpuState {
             cpu,
             queue: Mutex::new(Queue::new()),

@@ -70,8 +70,7 @@ fn build<V: Vendor>(
     kernel: &'static Kernel<V>,
     hardware: &mut V::Cpu,
 ) -> Result<Ref<Vcpu<V>>, alloc::string::String> {
-    let built = root::build(kernel, hardware, "hello");
-    built.map(|(_, vcpu)| vcpu).map_err(|why| format!("{why}"))
+    root::build(kernel, hardware, "hello").map_err(|why| format!("{why}"))
 }
 
 fn with_context<V: Vendor, R>(vcpu: &Vcpu<V>, f: impl FnOnce(&mut Context<V>) -> R) -> Option<R> {
