@@ -168,8 +168,14 @@ fn many_progress_alike() -> Outcome {
     let fastest = progress().max().unwrap_or(0);
     println!("measure spinners_64: {slowest} to {fastest} ns");
     check!(slowest > 0, "one has not run");
+    let promised = if ticks_are_instructions()? {
+        90
+    } else {
+        println!("note: a tick is no instruction on this machine; half of the fastest is enough");
+        50
+    };
     check!(
-        slowest.saturating_mul(10) >= fastest.saturating_mul(9),
+        slowest.saturating_mul(100) >= fastest.saturating_mul(promised),
         "{slowest} to {fastest} ns"
     );
     Ok(())
