@@ -43,7 +43,7 @@ pub fn run(
         memory: scenario.memory.min(kind.most_memory()),
         display: false,
         gdb: None,
-        counts_instructions: scenario.counts_instructions,
+        counts_instructions: false,
     };
     let logs = workspace.target.join("test-logs");
     let log = logs.join(format!("{kind}-{}.log", scenario.name));

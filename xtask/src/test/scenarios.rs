@@ -17,8 +17,6 @@ pub struct Scenario {
     pub smp: u32,
     /// Memory in MiB; less where the machine cannot have so much.
     pub memory: u32,
-    /// Whether the machine's time is counted in instructions (see [`crate::machine::Equipment`]): for what is measured. Bochs's always is.
-    pub counts_instructions: bool,
     /// The kernel command line.
     pub command_line: &'static str,
     /// The guests in the image, besides that of the first domain; all of them if `None`.
@@ -103,7 +101,6 @@ pub const DEFAULT: Scenario = Scenario {
     machines: &[Kind::QemuSvm, Kind::BochsVmx, Kind::BochsSvm],
     smp: 2,
     memory: 1024,
-    counts_instructions: false,
     command_line: "",
     guests: None,
     script: &[],
@@ -358,7 +355,6 @@ pub static ALL: &[Scenario] = &[
         command_line: "root=measure",
         guests: Some(&[]),
         memory: 4096,
-        counts_instructions: true,
         timeout: 900,
         suites: &["measure"],
         expectations: &[never("no-panic", "panic at")],
