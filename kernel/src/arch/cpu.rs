@@ -125,9 +125,9 @@ impl Cpu {
         self.pending.load(Ordering::Relaxed) != 0
     }
 
-    /// Takes the `PENDING_*` flags noted so far and clears them.
+    /// Takes the `PENDING_*` flags noted so far and clears them, but for [`PENDING_STOP`]: that one is for the NMI which is on its way.
     pub fn take_pending(&self) -> u32 {
-        self.pending.swap(0, Ordering::SeqCst)
+        self.pending.fetch_and(PENDING_STOP, Ordering::SeqCst)
     }
 
     /// Makes this the data that [`cpu`] finds on the CPU that executes this call.

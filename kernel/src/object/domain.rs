@@ -705,8 +705,8 @@ impl<V: Vendor> Ref<Domain<V>> {
             let entry = self.handles.lock().table.pop();
             if entry.is_none() {
                 let mut handles = self.handles.lock();
-                let max = handles.table.max();
-                let old = core::mem::replace(&mut handles.table, HandleTable::new(max));
+                // None can be added any more: a handle to the domain itself would keep it for ever.
+                let old = core::mem::replace(&mut handles.table, HandleTable::new(0));
                 let bytes = old.capacity() * HandleTable::<Entry<V>>::PLACE;
                 handles.charge.reduce(Amounts::heap(bytes));
                 drop(handles);
