@@ -322,16 +322,6 @@ impl<V: Vendor> Sched<V> {
         while entity.credit <= 0 {
             entity.next_turn(&self.units);
         }
-        if entity.cpu != state.cpu.id {
-            trace::record(
-                Kind::STEAL,
-                place.vcpu.domain.number,
-                place.vcpu.index,
-                entity.cpu,
-            );
-            entity.migrations += 1;
-            entity.cpu = state.cpu.id;
-        }
         entity.woken = false;
         entity.change(Activity::Running, now);
         state.interruptible.store(!boosted, Ordering::Relaxed);
@@ -354,8 +344,23 @@ impl<V: Vendor> Sched<V> {
             return false;
         };
         other.load.fetch_sub(place.weight, Ordering::Relaxed);
-        state.load.fetch_add(place.weight, Ordering::Relaxed);
-        state.queue.lock().add(place, Position::Back);
+        let mut entity = place.vcpu.entity.lock();
+        if entity.activity == Activity::Ready && entity.ticket == place.ticket {
+            trace::record(
+                Kind::STEAL,
+                place.vcpu.domain.number,
+                place.vcpu.index,
+                entity.cpu,
+            );
+            entity.cpu = state.cpu.id;
+            entity.migrations += 1;
+            state.load.fetch_add(place.weight, Ordering::Relaxed);
+            let vcpu = place.vcpu.clone();
+            state
+                .queue
+                .lock()
+                .add(Place { vcpu, ..place }, Position::Back);
+        }
         true
     }
 
