@@ -14,7 +14,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::arch::{paging, power, time};
 use crate::boot::{cmdline, modules};
-use crate::mem::{Access, Gpa, Hpa, Hva, PAGE_SIZE, Ref};
+use crate::mem::{Access, Gpa, Hpa, Hva, PAGE_SIZE, Ref, reaper};
 use crate::object::{Domain, Ending, Entry, Kernel, Memory, Object, Vcpu};
 use crate::virt::Vendor;
 
@@ -125,7 +125,9 @@ pub(crate) fn build<V: Vendor>(
         handles: MAX_HANDLES,
         vcpus: 1,
     };
-    let number = kernel.new_number();
+    let number = kernel
+        .new_number()
+        .ok_or(Why::Status("its number", Status::NO_MEMORY))?;
     let domain = Domain::new(kernel, number, name, &config, kernel.whole.clone(), true)
         .map_err(failed("the domain"))?;
     kernel
@@ -156,7 +158,7 @@ pub(crate) fn build<V: Vendor>(
     let vcpu = domain.add_vcpu().map_err(failed("its vCPU"))?;
     if let Some(context) = vcpu.context.lock().as_deref_mut() {
         context
-            .set_state(hardware, &state)
+            .set_state(&vcpu, hardware, &state)
             .map_err(|why| Why::BadState(why.0))?;
     }
     Ok(vcpu)
@@ -170,7 +172,16 @@ fn own_memory<V: Vendor>(
     access: Access,
 ) -> Result<Ref<Memory>, Status> {
     let memory = Memory::new(bytes, domain.number, &domain.budget)?;
-    while memory.populate()? != bytes {}
+    loop {
+        match memory.populate() {
+            Ok(populated) if populated == bytes => break,
+            Ok(_) => {}
+            Err(Status::AGAIN) => {
+                reaper::step();
+            }
+            Err(why) => return Err(why),
+        }
+    }
     map(domain, gpa, &memory, access)?;
     Ok(memory)
 }
@@ -288,13 +299,19 @@ pub fn attend<V: Vendor>(kernel: &'static Kernel<V>, hardware: &mut V::Cpu) {
         );
     }
     report(kernel, &domain);
-    match domain.destroy_step() {
-        Ok(true) => {
-            kernel.root.lock().restarts += 1;
-            start(kernel, hardware);
-        }
-        // Not done yet. There is no other error: it has ended, and nobody else destroys it.
-        _ => kernel.sched.ask_for_attention(),
+    let done = match domain.destroy_step() {
+        // Somebody else has destroyed it to the end.
+        Err(Status::WRONG_STATE) => true,
+        Err(_) => false,
+        Ok(done) => done,
+    };
+    // The new one may need the memory of the old.
+    if done && domain.is_reaped() {
+        kernel.root.lock().restarts += 1;
+        start(kernel, hardware);
+    } else {
+        reaper::step();
+        kernel.sched.ask_for_attention();
     }
 }
 

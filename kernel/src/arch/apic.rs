@@ -11,7 +11,10 @@ use spin::Once;
 use super::msr::{self, Msr};
 use super::paging;
 use crate::boot::acpi::Firmware;
-use crate::mem::{Hpa, PAGE_SIZE, device};
+use crate::mem::{Hpa, device};
+
+/// Bytes from the registers on that are interrupt messages where devices write there (SDM vol. 3 12.11).
+const MESSAGES: u64 = 1 << 20;
 
 /// Vector of the timer.
 pub const TIMER: u8 = 0xf0;
@@ -108,9 +111,10 @@ pub(super) fn init(firmware: &Firmware) {
     if has_x2apic {
         X2APIC.store(true, Ordering::Relaxed);
         // Its registers in memory may come back with the mode.
-        device::keep(Hpa::new(base & BASE_ADDRESS), PAGE_SIZE);
+        device::keep(Hpa::new(base & BASE_ADDRESS), MESSAGES);
         return;
     }
+    device::keep(Hpa::new(base & BASE_ADDRESS), MESSAGES);
     match paging::map_mmio(Hpa::new(base & BASE_ADDRESS), 4096) {
         Ok(address) => REGISTERS.store(address.get(), Ordering::Relaxed),
         Err(why) => panic!("the local APIC's registers cannot be mapped: {why:?}"),

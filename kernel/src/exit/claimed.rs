@@ -157,7 +157,9 @@ pub(super) fn nested_fault<V: Vendor>(
     run: &mut Run<'_, V>,
     fault: NestedFault,
 ) -> (Counter, Next) {
+    // The delivery of an event to a device's memory is nothing that an instruction does.
     let claimed = !fault.present
+        && !vcpu.hw.delivers_event()
         && !fault.fetch
         && !fault.table_walk
         && vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());

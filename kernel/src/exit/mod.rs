@@ -117,6 +117,7 @@ pub fn raise<V: Vendor>(vcpu: &mut Context<V>, event: Event) -> Next {
     // An interrupt whose delivery the exception cuts short comes again after it.
     if let Some(vector) = vcpu.hw.withdraw_interrupt() {
         vcpu.returned_interrupt = Some(vector);
+        vcpu.hw.request_interrupt_window();
     }
     if vcpu.hw.inject(event) {
         Next::Resume

@@ -215,7 +215,7 @@ pub(super) fn linear_address(
     if !segment.is_present() || !allowed {
         return None;
     }
-    let last = offset + (size - 1);
+    let last = offset.checked_add(size - 1)?;
     let limit = u64::from(segment.limit);
     let expands_down = !is_code && segment.attributes & 4 != 0;
     let inside = if expands_down {

@@ -145,7 +145,8 @@ impl<'a, 'b, V: Vendor> Caller<'a, 'b, V> {
         make: impl FnOnce() -> Result<Entry<V>, Status>,
     ) -> Result<Done, Status> {
         self.domain().reserve_handle()?;
-        let handle = self.domain().add_handle(make()?)?;
+        let entry = make().inspect_err(|_| self.domain().release_handle())?;
+        let handle = self.domain().add_handle(entry)?;
         Ok(Done::Value(handle.0.into()))
     }
 

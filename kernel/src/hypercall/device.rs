@@ -43,9 +43,12 @@ pub(super) fn claim<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, S
     if domain.is_over() || !memory.is_populated() {
         return Err(Status::WRONG_STATE);
     }
+    let range = wanted.first..end;
+    if domain.is_claimed(kind, &range) {
+        return Err(Status::EXISTS);
+    }
     let charge = Charge::new(&domain.budget, Amounts::heap(Claim::<V>::COST))?;
     let claimer = caller.domain().number;
-    let range = wanted.first..end;
     caller.domain().claims_made.store(true, Ordering::Release);
     domain.add_claim(Claim::new(
         kind, range, claimer, wanted.tag, memory, event, charge,
@@ -82,9 +85,8 @@ pub(super) fn bind_irq<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done
     if !irq::is_available() {
         return Err(Status::NOT_SUPPORTED);
     }
-    caller.domain().kernel.bind_irq(line, event)?;
     irq::bind(line, caller.run.cpu.apic_id(), irq::note).map_err(|_| Status::NOT_SUPPORTED)?;
-    irq::unmask(line);
+    caller.domain().kernel.bind_irq(line, event)?;
     Ok(Done::Value(0))
 }
 

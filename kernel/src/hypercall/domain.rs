@@ -28,13 +28,13 @@ pub(super) fn create<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, 
     }
     let kernel = caller.domain().kernel;
     caller.give(|| {
-        let number = kernel.new_number();
         let limit = Amounts {
             frames: config.frames,
             memory_frames: 0,
             heap: config.heap,
         };
         let budget = Budget::part_of(&caller.domain().budget, limit)?;
+        let number = kernel.new_number().ok_or(Status::NO_MEMORY)?;
         let domain = Domain::new(kernel, number, name, &config, budget, false)?;
         kernel.list(domain.clone())?;
         Ok(Object::Domain(domain))
@@ -102,10 +102,11 @@ pub(super) fn destroy<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done,
         result => result?,
     };
     // Its memory may still be on its way back.
-    if !done || reaper::step() || !reaper::is_done() {
+    if !done || !domain.is_reaped() {
+        reaper::step();
         return Ok(Done::Again(0));
     }
-    domain.confirm_destroyed();
+    domain.confirm_destroyed()?;
     Ok(Done::Value(0))
 }
 

@@ -6,7 +6,7 @@ use plinth_abi::{MemoryInfo, Status, rights};
 use super::Done;
 use super::caller::{Caller, living, pages};
 use crate::mem::nested::{GPA_LIMIT, MapError};
-use crate::mem::{Access, Hpa, PAGE_SIZE, Ref, device};
+use crate::mem::{Access, Hpa, PAGE_SIZE, Ref, device, reaper};
 use crate::object::{
     ClaimKind, Domain, Entry, LARGEST, Memory, Object, Removed, Space, SpaceError,
 };
@@ -35,7 +35,10 @@ pub(super) fn populate<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done
     let [memory, ..] = caller.arguments();
     let (memory, _) = caller.memory_of(memory, rights::WRITE)?;
     let populated = match memory.populate() {
-        Err(Status::AGAIN) => return Ok(Done::Again(0)),
+        Err(Status::AGAIN) => {
+            reaper::step();
+            return Ok(Done::Again(0));
+        }
         result => result?,
     };
     Ok(if populated == memory.bytes() {
@@ -156,6 +159,9 @@ pub(super) fn dirty<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, S
     let [domain, gpa, len, bitmap, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::MEMORY)?;
     let at = pages(gpa, len)?;
+    if !V::notes_writes() {
+        return Err(Status::NOT_SUPPORTED);
+    }
     let step = len.min(BITMAP as u64 * 8 * PAGE_SIZE);
     let bytes = (step / PAGE_SIZE).div_ceil(8);
     caller.check_buffer(bitmap, bytes, Access::WRITE)?;

@@ -84,7 +84,9 @@ pub(super) fn get_state<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Don
     ];
     state_of(&vcpu.domain, &allowed)?;
     if which == part::REGISTERS {
-        let state = with_context(caller, &vcpu, |context, hardware| context.state(hardware))?;
+        let state = with_context(caller, &vcpu, |context, hardware| {
+            context.state(&vcpu, hardware)
+        })?;
         caller.write(gpa, &state)?;
     } else {
         let mut guard = vcpu.context.try_lock().ok_or(Status::AGAIN)?;
@@ -111,7 +113,7 @@ pub(super) fn set_state<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Don
         caller.read_bytes(gpa, state.as_mut_bytes())?;
         state_of(&vcpu.domain, &allowed)?;
         with_context(caller, &vcpu, |context, hardware| {
-            context.set_state(hardware, &state)
+            context.set_state(&vcpu, hardware, &state)
         })?
         .map_err(|_| Status::BAD_ARGUMENT)?;
         // It may have been waiting for something: the new state does not.

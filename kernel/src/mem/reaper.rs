@@ -5,7 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
@@ -69,44 +69,86 @@ impl Pages {
     }
 }
 
-/// What waits to be freed.
-static WAITING: Mutex<Option<Box<Pages>>> = Mutex::new(None);
-/// How many objects have been handed over and not been freed to the end.
-static LEFT: AtomicUsize = AtomicUsize::new(0);
+/// What waits to be freed: first in, first out.
+struct Queue {
+    /// What came in since the others were taken out, the latest first.
+    coming: Option<Box<Pages>>,
+    /// What is freed next, the earliest first.
+    going: Option<Box<Pages>>,
+}
+
+static WAITING: Mutex<Queue> = Mutex::new(Queue {
+    coming: None,
+    going: None,
+});
+/// Held by the CPU that frees: one at a time, so that they are freed in their order.
+static FREEING: Mutex<()> = Mutex::new(());
+/// How many objects have been handed over, and how many have been freed to the end.
+static HANDED: AtomicU64 = AtomicU64::new(0);
+static FREED: AtomicU64 = AtomicU64::new(0);
+
+impl Queue {
+    fn push(list: &mut Option<Box<Pages>>, mut pages: Box<Pages>) {
+        pages.next = list.take();
+        *list = Some(pages);
+    }
+
+    fn pop(list: &mut Option<Box<Pages>>) -> Option<Box<Pages>> {
+        let mut first = list.take()?;
+        *list = first.next.take();
+        Some(first)
+    }
+
+    /// Takes the one that came first.
+    fn first(&mut self) -> Option<Box<Pages>> {
+        if self.going.is_none() {
+            while let Some(pages) = Self::pop(&mut self.coming) {
+                Self::push(&mut self.going, pages);
+            }
+        }
+        Self::pop(&mut self.going)
+    }
+}
 
 /// Takes over the frames of an object that nobody can reach any more.
-pub fn hand_over(mut pages: Box<Pages>) {
-    LEFT.fetch_add(1, Ordering::Relaxed);
+pub fn hand_over(pages: Box<Pages>) {
     let mut waiting = WAITING.lock();
-    pages.next = waiting.take();
-    *waiting = Some(pages);
+    HANDED.fetch_add(1, Ordering::AcqRel);
+    Queue::push(&mut waiting.coming, pages);
+}
+
+/// Stands for all that has been handed over so far: see [`is_past`].
+pub fn ticket() -> u64 {
+    HANDED.load(Ordering::Acquire)
+}
+
+/// Whether all that had been handed over when the ticket was drawn is freed.
+pub fn is_past(ticket: u64) -> bool {
+    FREED.load(Ordering::Acquire) >= ticket
 }
 
 /// Whether nothing is left to be freed.
 pub fn is_done() -> bool {
-    LEFT.load(Ordering::Relaxed) == 0
+    is_past(ticket())
 }
 
-/// Frees a bounded number of frames; whether there may be more to do.
+/// Frees a bounded number of frames; whether it did. Not, where there are none, or another CPU is at it.
 pub fn step() -> bool {
     if is_done() {
         return false;
     }
-    let mut first = {
-        let mut waiting = WAITING.lock();
-        let Some(mut first) = waiting.take() else {
-            return false;
-        };
-        *waiting = first.next.take();
-        first
+    let Some(_only) = FREEING.try_lock() else {
+        return false;
+    };
+    let first = WAITING.lock().first();
+    let Some(mut first) = first else {
+        return false;
     };
     if first.free_some() {
-        let mut waiting = WAITING.lock();
-        first.next = waiting.take();
-        *waiting = Some(first);
+        Queue::push(&mut WAITING.lock().going, first);
     } else {
         drop(first);
-        LEFT.fetch_sub(1, Ordering::Relaxed);
+        FREED.fetch_add(1, Ordering::AcqRel);
     }
     true
 }

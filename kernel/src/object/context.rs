@@ -9,7 +9,7 @@ use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
 use crate::exit::{self, Completion, LengthCache, Next};
-use crate::mem::Ref;
+use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
 use crate::rules::cr::{self, is_pae_paging};
 use crate::rules::msr::MsrState;
@@ -40,12 +40,15 @@ pub struct Context<V: Vendor> {
     completion: Option<Completion>,
     /// How it made its domain end.
     ending: Ending,
+    /// What bounds its run, as a value of the TSC.
+    armed: u64,
     /// An interrupt whose delivery an exception interrupted.
     pub returned_interrupt: Option<u8>,
     /// XCR0, while the vCPU has no CPU.
     xcr0: u64,
     vector_state: XsaveArea,
     debug_addresses: [u64; 4],
+    _charge: Charge,
 }
 
 /// What a vCPU waits for.
@@ -106,8 +109,14 @@ impl<V: Vendor> Context<V> {
     /// The context of a new vCPU of `domain`, in the state after reset.
     ///
     /// # Errors
-    /// `NO_MEMORY`.
+    /// `OVER_BUDGET`, `NO_MEMORY`.
     pub fn new(domain: &Ref<Domain<V>>, index: u32) -> Result<Self, Status> {
+        let amounts = Amounts {
+            frames: V::FRAMES_PER_VCPU,
+            memory_frames: 0,
+            heap: Self::cost(),
+        };
+        let charge = Charge::new(&domain.budget, amounts)?;
         let hw =
             V::Vcpu::new(domain.hardware(), domain.nested_root()).map_err(|_| Status::NO_MEMORY)?;
         let vector_state = XsaveArea::new().ok_or(Status::NO_MEMORY)?;
@@ -123,16 +132,19 @@ impl<V: Vendor> Context<V> {
             waiting: Waiting::Nothing,
             completion: None,
             ending: Ending::Halted,
+            armed: 0,
             returned_interrupt: None,
             xcr0: 1,
             vector_state,
             debug_addresses: [0; 4],
+            _charge: charge,
         })
     }
 
-    /// The whole register state. Not attached; it is so for the time of the call.
-    pub fn state(&mut self, hardware: &mut V::Cpu) -> VcpuState {
+    /// The whole register state; of the vCPU that this is the context of. Not attached; it is so for the time of the call.
+    pub fn state(&mut self, vcpu: &Vcpu<V>, hardware: &mut V::Cpu) -> VcpuState {
         self.hw.attach(hardware, self.domain.hardware());
+        self.take_back_interrupt(vcpu);
         let state = self.hw.state();
         self.hw.detach(hardware);
         VcpuState {
@@ -142,8 +154,17 @@ impl<V: Vendor> Context<V> {
         }
     }
 
-    /// Sets the whole register state. Not attached; it is so for the time of the call.
-    pub fn set_state(&mut self, hardware: &mut V::Cpu, state: &VcpuState) -> Result<(), BadState> {
+    /// Sets the whole register state. Not attached; it is so for the time of the call. Interrupts that are pending stay so; what
+    /// the vCPU waited for is forgotten.
+    ///
+    /// # Errors
+    /// A state in which no CPU can be; nothing has changed then.
+    pub fn set_state(
+        &mut self,
+        vcpu: &Vcpu<V>,
+        hardware: &mut V::Cpu,
+        state: &VcpuState,
+    ) -> Result<(), BadState> {
         let supported = self.cpuid.features().xcr0;
         // Without XSAVE there is no XCR0, and the state says what a reset leaves in it.
         if state.xcr0 != 1 && cr::write_xcr0(state.xcr0, supported).is_err() {
@@ -152,17 +173,34 @@ impl<V: Vendor> Context<V> {
             ));
         }
         self.hw.attach(hardware, self.domain.hardware());
+        self.take_back_interrupt(vcpu);
+        let before = self.hw.state();
         let result = self
             .hw
             .set_state(state)
             .and_then(|()| self.load_pdptes(state));
+        if result.is_err() {
+            // It was legal before.
+            let _ = self.hw.set_state(&before);
+        }
         self.hw.detach(hardware);
         result?;
         self.xcr0 = state.xcr0;
         self.debug_addresses = state.dr;
-        // A new state waits for nothing.
         self.waiting = Waiting::Nothing;
+        self.completion = None;
+        let mut device = vcpu.device.lock();
+        device.claim = None;
+        device.answer = None;
         Ok(())
+    }
+
+    /// An interrupt that the next entry would deliver is pending again. Attached.
+    fn take_back_interrupt(&mut self, vcpu: &Vcpu<V>) {
+        let returned = self.returned_interrupt.take();
+        for vector in returned.into_iter().chain(self.hw.withdraw_interrupt()) {
+            vcpu.put_interrupt(vector);
+        }
     }
 
     /// The vector state; not attached.
@@ -201,6 +239,9 @@ impl<V: Vendor> Context<V> {
 
     /// Lets the vCPU go on if what it waits for has come; else why it still waits. Attached.
     pub fn go_on(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
+        if let Some(vector) = self.returned_interrupt.take() {
+            run.vcpu.put_interrupt(vector);
+        }
         match self.waiting {
             Waiting::Nothing => {}
             Waiting::Event { deadline } => {
@@ -275,8 +316,13 @@ impl<V: Vendor> Context<V> {
                 // delivery, at every entry anew (CVE-2015-5307, CVE-2015-8104): that comes before any interrupt could end
                 // the run, so the host's have to be taken here too.
                 trap::interrupt_window();
-                if time::tsc() >= deadline {
+                let now = time::tsc();
+                if now >= deadline {
                     return Stop::SliceOver;
+                }
+                if now < self.armed {
+                    // What bounds the run may have ended early, and would end every run from now on.
+                    self.hw.set_deadline(run.hardware, self.armed);
                 }
             }
             match next {
@@ -346,6 +392,7 @@ impl<V: Vendor> Context<V> {
 
     /// Bounds the guest's run where no interrupt does (see [`crate::virt::Vcpu::set_deadline`]). Attached.
     pub fn set_deadline(&mut self, hardware: &mut V::Cpu, deadline: u64) {
+        self.armed = deadline;
         self.hw.set_deadline(hardware, deadline);
     }
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use plinth_abi::call::watch;
 use plinth_abi::domain::NAME;
@@ -14,11 +14,13 @@ use super::{
 };
 use crate::log;
 use crate::mem::guest::GuestMemoryError;
-use crate::mem::{Amounts, Budget, Charge, Gpa, Hpa, Ref};
+use crate::mem::{Amounts, Budget, Charge, Gpa, Hpa, Ref, reaper};
 use crate::rules::cpuid::CpuidTable;
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
 
+/// Claims that can be made on one domain: each access looks through them.
+const MOST_CLAIMS: usize = 256;
 /// Objects or domains that one step of a domain's end looks at.
 const STEP: usize = 64;
 
@@ -49,6 +51,8 @@ pub struct Domain<V: Vendor> {
     claims: Mutex<Vec<Claim<V>>>,
     /// Claims there are, to be asked without the lock.
     claim_count: AtomicUsize,
+    /// The reaper's ticket for what it gave up at its end.
+    reaped_by: AtomicU64,
     /// It has claimed parts of other domains.
     pub claims_made: AtomicBool,
     /// It drives the serial port that is the log's otherwise.
@@ -142,6 +146,7 @@ impl<V: Vendor> Domain<V> {
             watch: Mutex::new(None),
             claims: Mutex::new(Vec::new()),
             claim_count: AtomicUsize::new(0),
+            reaped_by: AtomicU64::new(0),
             claims_made: AtomicBool::new(false),
             has_serial: AtomicBool::new(false),
             ports_charge: Mutex::new(None),
@@ -227,16 +232,13 @@ impl<V: Vendor> Domain<V> {
             .ok_or(Status::BAD_HANDLE)
     }
 
-    /// Makes sure that [`Domain::add_handle`] will find a place.
+    /// Promises a place for [`Domain::add_handle`], or for [`Domain::release_handle`] to give it back.
     ///
     /// # Errors
     /// `OVER_BUDGET`, `NO_MEMORY`.
     pub fn reserve_handle(&self) -> Result<(), Status> {
         let mut handles = self.handles.lock();
-        if handles.table.used() >= handles.table.max() {
-            return Err(Status::OVER_BUDGET);
-        }
-        let growth = handles.table.growth();
+        let growth = handles.table.growth()?;
         if growth != 0 {
             let bytes = growth as u64 * HandleTable::<Entry<V>>::PLACE;
             handles.charge.add(Amounts::heap(bytes))?;
@@ -245,13 +247,19 @@ impl<V: Vendor> Domain<V> {
                 return Err(why);
             }
         }
+        handles.table.reserve();
         Ok(())
     }
 
-    /// Adds a handle.
+    /// Gives a promised place back.
+    pub fn release_handle(&self) {
+        self.handles.lock().table.release();
+    }
+
+    /// Adds a handle in a promised place.
     ///
     /// # Errors
-    /// `OVER_BUDGET` where no place was reserved, or another CPU took it: the entry is dropped then.
+    /// `OVER_BUDGET` where the domain was destroyed meanwhile.
     pub fn add_handle(&self, entry: Entry<V>) -> Result<Handle, Status> {
         self.handles
             .lock()
@@ -326,6 +334,9 @@ impl<V: Vendor> Domain<V> {
     /// `EXISTS` where part of it is claimed or mapped, `NO_MEMORY`.
     pub fn add_claim(&self, claim: Claim<V>) -> Result<(), Status> {
         let mut claims = self.claims.lock();
+        if claims.len() >= MOST_CLAIMS {
+            return Err(Status::OVER_BUDGET);
+        }
         if claims
             .iter()
             .any(|other| other.overlaps(claim.kind, &claim.range))
@@ -624,16 +635,14 @@ impl<V: Vendor> Ref<Domain<V>> {
 
     /// No vCPU runs any more.
     fn ended(&self) {
-        let ending = {
-            let life = self.life.lock();
-            for vcpu in &life.vcpus {
-                vcpu.events.lock().close();
+        let ending = self.life.lock().ending;
+        for index in 0..self.max_vcpus {
+            if let Some(vcpu) = self.vcpu(index) {
+                let pending = vcpu.events.lock().close();
+                drop(pending);
             }
-            life.ending
-        };
-        if self.has_serial.load(Ordering::Acquire) {
-            log::take_serial_back();
         }
+        self.take_serial_back();
         if self.claims_made.load(Ordering::Acquire) {
             self.end_claims();
         }
@@ -682,6 +691,8 @@ impl<V: Vendor> Ref<Domain<V>> {
                 Teardown::Space
             }
             Teardown::Space if self.reclaim_some() => {
+                self.take_serial_back();
+                self.reaped_by.store(reaper::ticket(), Ordering::Release);
                 self.budget.close();
                 self.kernel.forget(self);
                 trace::record(Kind::DESTROYED, self.number, 0, 0);
@@ -689,13 +700,34 @@ impl<V: Vendor> Ref<Domain<V>> {
             }
             same => same,
         };
-        self.life.lock().teardown = next;
-        Ok(next == Teardown::Done)
+        let mut life = self.life.lock();
+        // Another CPU may have come further.
+        if life.teardown == step {
+            life.teardown = next;
+        }
+        Ok(life.teardown == Teardown::Done)
+    }
+
+    /// Whether all memory that it gave up is back.
+    pub fn is_reaped(&self) -> bool {
+        reaper::is_past(self.reaped_by.load(Ordering::Acquire))
     }
 
     /// Whoever asked for its destruction is told that it is complete. From now on it is none to destroy.
-    pub fn confirm_destroyed(&self) {
-        self.life.lock().told_destroyed = true;
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where somebody else was told.
+    pub fn confirm_destroyed(&self) -> Result<(), Status> {
+        let mut life = self.life.lock();
+        let told = core::mem::replace(&mut life.told_destroyed, true);
+        (!told).then_some(()).ok_or(Status::WRONG_STATE)
+    }
+
+    /// The log uses the serial port again, if this domain drove it.
+    fn take_serial_back(&self) {
+        if self.has_serial.swap(false, Ordering::AcqRel) {
+            log::take_serial_back();
+        }
     }
 
     /// Closes some of its handles; whether none is left.
@@ -731,8 +763,10 @@ impl<V: Vendor> Ref<Domain<V>> {
     fn drop_vcpus(&self) {
         let vcpus = core::mem::take(&mut self.life.lock().vcpus);
         for vcpu in &vcpus {
-            drop(vcpu.context.lock().take());
-            vcpu.events.lock().close();
+            let context = vcpu.context.lock().take();
+            drop(context);
+            let pending = vcpu.events.lock().close();
+            drop(pending);
         }
         drop(core::mem::take(&mut *self.claims.lock()));
         self.claim_count.store(0, Ordering::Release);

@@ -12,6 +12,9 @@ use super::Vcpu;
 use crate::mem::{Charge, Ref};
 use crate::virt::Vendor;
 
+/// Events that can be bound to one vCPU: changes of a binding look at all that are pending.
+const MOST_BOUND: usize = 4096;
+
 /// An event.
 pub struct Event<V: Vendor> {
     state: Mutex<State<V>>,
@@ -57,6 +60,9 @@ impl<V: Vendor> EventQueue<V> {
         if self.closed {
             return Err(Status::WRONG_STATE);
         }
+        if self.bound >= MOST_BOUND {
+            return Err(Status::OVER_BUDGET);
+        }
         let missing = (self.bound + 1).saturating_sub(self.pending.len());
         self.pending
             .try_reserve(missing)
@@ -70,10 +76,12 @@ impl<V: Vendor> EventQueue<V> {
         self.pending.retain(|other| !other.is_same(event));
     }
 
-    /// Nothing is waited for any more.
-    pub fn close(&mut self) {
+    /// Nothing is waited for any more. What was pending is to be dropped when the queue's lock is not held: the last pointer to an event
+    /// takes it.
+    #[must_use]
+    pub fn close(&mut self) -> VecDeque<Ref<Event<V>>> {
         self.closed = true;
-        self.pending = VecDeque::new();
+        core::mem::take(&mut self.pending)
     }
 }
 
@@ -182,7 +190,7 @@ impl<V: Vendor> Ref<Event<V>> {
 
 impl<V: Vendor> Drop for Event<V> {
     fn drop(&mut self) {
-        // Nobody else knows it any more: it is in no queue.
+        // Nobody else knows it any more: it is in no queue that is locked.
         match &self.state.get_mut().binding {
             Binding::Nobody => {}
             Binding::Wait(vcpu, _) => {

@@ -22,6 +22,9 @@ pub struct HandleTable<T> {
     places: Vec<Place<T>>,
     /// Places that are free.
     free: Vec<u16>,
+    used: u32,
+    /// Places that are promised: [`HandleTable::reserve`].
+    reserved: u32,
     max: u32,
 }
 
@@ -34,13 +37,15 @@ impl<T> HandleTable<T> {
         Self {
             places: Vec::new(),
             free: Vec::new(),
+            used: 0,
+            reserved: 0,
             max,
         }
     }
 
     /// Handles in use.
-    pub fn used(&self) -> u32 {
-        (self.places.len() - self.free.len()) as u32
+    pub const fn used(&self) -> u32 {
+        self.used
     }
 
     /// The most there can be.
@@ -53,13 +58,30 @@ impl<T> HandleTable<T> {
         self.places.capacity() as u64
     }
 
-    /// How many places the table grows by when it is full: none where it must not.
-    pub fn growth(&self) -> usize {
-        if !self.free.is_empty() || self.places.len() < self.places.capacity() {
-            return 0;
+    /// How many places the table has to grow by before another one can be promised.
+    ///
+    /// # Errors
+    /// `OVER_BUDGET` where all there can be are used or promised.
+    pub fn growth(&self) -> Result<usize, Status> {
+        let taken = self.used + self.reserved;
+        if taken >= self.max {
+            return Err(Status::OVER_BUDGET);
         }
-        let now = self.places.len();
-        now.max(8).min((self.max as usize).saturating_sub(now))
+        if (taken as usize) < self.places.capacity() {
+            return Ok(0);
+        }
+        let now = self.places.capacity();
+        Ok(now.max(8).min((self.max as usize).saturating_sub(now)))
+    }
+
+    /// Promises a place, for which there is room.
+    pub const fn reserve(&mut self) {
+        self.reserved += 1;
+    }
+
+    /// Takes a promise back.
+    pub const fn release(&mut self) {
+        self.reserved = self.reserved.saturating_sub(1);
     }
 
     /// Makes room for `growth` more places.
@@ -67,27 +89,19 @@ impl<T> HandleTable<T> {
     /// # Errors
     /// `NO_MEMORY`; nothing has changed then.
     pub fn grow(&mut self, growth: usize) -> Result<(), Status> {
-        let all = self.places.len() + growth;
+        let all = self.places.capacity() + growth;
         // Both, before either is used: a place that becomes free must find room in the list.
         self.free
             .try_reserve_exact(all - self.free.len())
             .map_err(|_| Status::NO_MEMORY)?;
         self.places
-            .try_reserve_exact(growth)
+            .try_reserve_exact(all - self.places.len())
             .map_err(|_| Status::NO_MEMORY)
     }
 
-    /// Whether a handle can be added without growth.
-    pub fn has_room(&self) -> bool {
-        self.used() < self.max
-            && (!self.free.is_empty() || self.places.len() < self.places.capacity())
-    }
-
-    /// Adds an entry; `None`, and the entry lost, where [`HandleTable::has_room`] does not hold.
+    /// Adds an entry in a place that was promised; `None`, and the entry lost, where none was.
     pub fn add(&mut self, entry: T) -> Option<Handle> {
-        if !self.has_room() {
-            return None;
-        }
+        self.reserved = self.reserved.checked_sub(1)?;
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
@@ -101,6 +115,7 @@ impl<T> HandleTable<T> {
         };
         let place = self.places.get_mut(usize::from(index))?;
         place.entry = Some(entry);
+        self.used += 1;
         Some(Handle(
             u32::from(place.generation) << INDEX_BITS | u32::from(index),
         ))
@@ -123,18 +138,22 @@ impl<T> HandleTable<T> {
 
     /// Takes out any entry, for the end of a table. Constant time: the places at the end are given up.
     pub fn pop(&mut self) -> Option<T> {
+        // From here on no place is used again.
+        self.free.clear();
+        self.max = 0;
         while let Some(place) = self.places.pop() {
             if let Some(entry) = place.entry {
+                self.used -= 1;
                 return Some(entry);
             }
         }
-        self.free.clear();
         None
     }
 
     fn take(&mut self, index: u16) -> Option<T> {
         let place = self.places.get_mut(usize::from(index))?;
         let entry = place.entry.take()?;
+        self.used -= 1;
         place.generation = place.generation.checked_add(1).unwrap_or(1);
         // There is room: `grow` made it before the place was made.
         self.free.push(index);
@@ -151,8 +170,9 @@ mod tests {
     use super::*;
 
     fn add(table: &mut HandleTable<u32>, value: u32) -> Option<Handle> {
-        let growth = table.growth();
+        let growth = table.growth().ok()?;
         table.grow(growth).unwrap();
+        table.reserve();
         table.add(value)
     }
 
@@ -185,8 +205,9 @@ mod tests {
         for value in 0..9 {
             assert!(add(&mut table, value).is_some());
         }
-        assert_eq!(table.growth(), 0);
+        assert_eq!(table.growth(), Err(Status::OVER_BUDGET));
         assert_eq!(add(&mut table, 9), None);
+        assert_eq!(table.add(9), None, "no place was promised");
         assert_eq!(table.used(), 9);
         let mut left: Vec<_> = core::iter::from_fn(|| table.pop()).collect();
         left.sort_unstable();

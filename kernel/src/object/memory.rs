@@ -135,10 +135,12 @@ impl Memory {
                 break;
             }
             let size = pages.size_of(pages.list.len());
-            match frames().allocate(size, pages.owner) {
+            let allocated = frames().allocate(size, pages.owner);
+            match allocated {
                 // There is room: the list was made for all of them.
                 Ok(page) => pages.list.push(page),
-                Err(AllocateError::OutOfMemory) if reaper::step() => return Err(Status::AGAIN),
+                // What is on its way back will do.
+                Err(AllocateError::OutOfMemory) if !reaper::is_done() => return Err(Status::AGAIN),
                 Err(_) => return Err(Status::NO_MEMORY),
             }
             if size != PageSize::Size4K {

@@ -147,9 +147,14 @@ impl<V: Vendor> Kernel<V> {
         }
     }
 
-    /// A number for a new domain.
-    pub fn new_number(&self) -> u32 {
-        self.next_number.fetch_add(1, Ordering::Relaxed)
+    /// A number for a new domain; `None` when all have been used, sixteen million: frames know their owner by 24 bits.
+    pub fn new_number(&self) -> Option<u32> {
+        const LAST: u32 = (1 << 24) - 1;
+        self.next_number
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
+                (number < LAST).then_some(number + 1)
+            })
+            .ok()
     }
 
     /// Makes a domain be found.

@@ -25,6 +25,9 @@ const STEP: u64 = 64;
 /// Pages of 4 KiB that one step looks at for having been written.
 const DIRTY_STEP: u64 = 512;
 
+/// Mappings of one domain: each change may move all of the list.
+const MOST_MAPPINGS: usize = 4096;
+
 /// A part of a Memory object that is mapped.
 #[derive(Debug)]
 struct Mapping {
@@ -253,6 +256,9 @@ impl<F: EntryFormat> Space<F> {
         offset: u64,
         limit: Access,
     ) -> Result<Mapping, SpaceError> {
+        if self.mappings.len() >= MOST_MAPPINGS {
+            return Err(SpaceError::OverBudget);
+        }
         // The list grows by doubling: at most two places for each mapping.
         let charge = Charge::new(&self.budget, Amounts::heap(2 * size_of::<Mapping>() as u64))
             .map_err(|_| SpaceError::OverBudget)?;

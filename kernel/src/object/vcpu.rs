@@ -79,10 +79,10 @@ impl<V: Vendor> Waiter for Ref<Vcpu<V>> {
 }
 
 impl<V: Vendor> Vcpu<V> {
-    /// Bytes of heap that one costs: itself, its context, and its places in the queues of `cpus` CPUs.
+    /// Bytes of heap that one costs: itself, and its places in the queues of `cpus` CPUs. Its context has a charge of its own.
     fn cost(cpus: usize) -> u64 {
-        const PLACES: u64 = 64;
-        Ref::<Self>::COST + Context::<V>::cost() + PLACES * cpus as u64
+        const PLACES: u64 = 128;
+        Ref::<Self>::COST + PLACES * cpus as u64
     }
 
     /// A new vCPU of `domain` in the state after reset, held.
@@ -92,9 +92,8 @@ impl<V: Vendor> Vcpu<V> {
     pub fn new(domain: &Ref<Domain<V>>, index: u32) -> Result<Ref<Self>, Status> {
         let sched = &domain.kernel.sched;
         let amounts = Amounts {
-            frames: V::FRAMES_PER_VCPU,
-            memory_frames: 0,
             heap: Self::cost(sched.cpus()),
+            ..Amounts::default()
         };
         let charge = Charge::new(&domain.budget, amounts)?;
         let admission = Admission::new(domain.kernel)?;

@@ -32,7 +32,7 @@ impl<V: Vendor> Kernel<V> {
         loop {
             self.look_around(state, hardware);
             match self.sched.choose(state) {
-                Some(vcpu) => self.run_slice(state, &vcpu, hardware),
+                Some(place) => self.run_slice(state, &place, hardware),
                 None => self.idle(state),
             }
         }
@@ -75,10 +75,10 @@ impl<V: Vendor> Kernel<V> {
 
     /// Halts until there is something to do.
     fn idle(&self, state: &CpuState<V>) {
-        while reaper::step() {
-            if state.cpu.is_pending() {
-                return;
-            }
+        if reaper::step() {
+            // The timer and devices get their moment between two steps.
+            trap::interrupt_window();
+            return;
         }
         state.idle.store(true, Ordering::SeqCst);
         let (empty, earliest) = {
@@ -101,17 +101,23 @@ impl<V: Vendor> Kernel<V> {
     }
 
     /// Runs a vCPU that was chosen, until it leaves the CPU.
-    fn run_slice(&'static self, state: &CpuState<V>, vcpu: &Ref<Vcpu<V>>, hardware: &mut V::Cpu) {
+    fn run_slice(
+        &'static self,
+        state: &CpuState<V>,
+        place: &Place<Ref<Vcpu<V>>>,
+        hardware: &mut V::Cpu,
+    ) {
+        let vcpu = &place.vcpu;
         let mut guard = vcpu.context.lock();
         let Some(context) = guard.as_deref_mut() else {
             // Only a domain that is over has given its contexts away, and that has no vCPU that is chosen.
             return;
         };
         let start = time::tsc();
-        let (slice, weight) = {
+        let slice = {
             let mut entity = vcpu.entity.lock();
             entity.switches += 1;
-            (entity.slice(start, &self.sched.units), entity.weight())
+            entity.slice(start, &self.sched.units)
         };
         let deadline = start.saturating_add(slice);
         trace::record(Kind::RUN, vcpu.domain.number, vcpu.index, state.cpu.id);
@@ -144,7 +150,7 @@ impl<V: Vendor> Kernel<V> {
         }
         drop(guard);
         state.interruptible.store(false, Ordering::Relaxed);
-        state.load.fetch_sub(weight, Ordering::Relaxed);
+        state.load.fetch_sub(place.weight, Ordering::Relaxed);
         self.leave(state, vcpu, stop, gives_way, rip);
     }
 
@@ -222,6 +228,7 @@ impl<V: Vendor> Kernel<V> {
         }
         match stop {
             Stop::Ended(ending) => {
+                entity.finished = true;
                 drop(entity);
                 // It may have been ended meanwhile: then it has a reason.
                 let _ = vcpu.domain.end(ending, vcpu.index, rip);
@@ -274,8 +281,8 @@ impl<V: Vendor> Kernel<V> {
 }
 
 impl<V: Vendor> Sched<V> {
-    /// Takes the vCPU that this CPU runs next.
-    fn choose(&self, state: &CpuState<V>) -> Option<Ref<Vcpu<V>>> {
+    /// Takes the vCPU that this CPU runs next, with its place: its weight is part of the load until it leaves the CPU.
+    fn choose(&self, state: &CpuState<V>) -> Option<Place<Ref<Vcpu<V>>>> {
         let now = time::tsc();
         if now.saturating_sub(state.balanced.load(Ordering::Relaxed))
             > time::ticks_of_us(BALANCE_US)
@@ -295,7 +302,7 @@ impl<V: Vendor> Sched<V> {
                 continue;
             };
             if self.take(state, &place, boosted, now) {
-                return Some(place.vcpu);
+                return Some(place);
             }
         }
     }

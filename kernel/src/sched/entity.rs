@@ -156,7 +156,7 @@ impl Entity {
     /// meanwhile is its credit, up to one turn.
     pub fn earn(&mut self, ticks: u64, others: u64, units: &Units) {
         let share = (ticks as u128 * self.weight() as u128
-            / (others + self.weight()).max(1) as u128) as u64;
+            / others.saturating_add(self.weight()).max(1) as u128) as u64;
         self.credit = self
             .credit
             .saturating_add_unsigned(share)

@@ -59,6 +59,9 @@ pub trait Vendor: Sized + 'static {
     /// Whether [`Vcpu::set_deadline`] bounds a guest's run by itself on this CPU, without an interrupt of the host's.
     fn bounds_runs() -> bool;
 
+    /// Whether the CPU notes in the nested tables which pages guests have written.
+    fn notes_writes() -> bool;
+
     /// Which instructions run in guests that need more than the host's CPU having them.
     fn guest_instructions() -> GuestInstructions;
 
@@ -161,6 +164,8 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn inject(&mut self, event: Event) -> bool;
     /// Takes back an external interrupt that the next entry would deliver: its vector.
     fn withdraw_interrupt(&mut self) -> Option<u8>;
+    /// Whether the next entry delivers an event.
+    fn delivers_event(&self) -> bool;
     /// Whether an external interrupt could be injected now: RFLAGS.IF, no shadow, nothing pending.
     fn accepts_interrupt(&self) -> bool;
     /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an external interrupt.

@@ -165,6 +165,10 @@ impl Vendor for Svm {
         false
     }
 
+    fn notes_writes() -> bool {
+        true
+    }
+
     fn guest_instructions() -> GuestInstructions {
         let cpuid = CpuId::new();
         GuestInstructions {

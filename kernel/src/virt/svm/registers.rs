@@ -262,6 +262,9 @@ pub fn sensible(state: &VcpuState) -> Result<(), &'static str> {
     if state.efer & efer::SVME != 0 {
         return Err("EFER.SVME is set, and guests see no SVM");
     }
+    if state.tsc_aux >> 32 != 0 || state.sfmask >> 32 != 0 {
+        return Err("TSC_AUX and SFMASK have 32 bits (APM2 appendix A)");
+    }
     if state.cr4 & cr4::DEFINED & !cr4::GUEST != 0 {
         return Err("CR4 has shadow stacks on, which no guest is offered");
     }

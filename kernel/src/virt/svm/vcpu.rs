@@ -538,6 +538,10 @@ impl Vcpu<Svm> for SvmVcpu {
         self.events.withdraw_interrupt()
     }
 
+    fn delivers_event(&self) -> bool {
+        self.events.is_pending()
+    }
+
     fn accepts_interrupt(&self) -> bool {
         self.vmcb.save.rflags & RFLAGS_IF != 0
             && !self.vmcb.control.interrupt_state.shadow()

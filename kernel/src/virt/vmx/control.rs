@@ -286,7 +286,7 @@ pub fn table(registers: &Registers) -> Capabilities {
         row(
             "EPT accessed and dirty flags",
             bit(ept, 21),
-            "dirty pages are found by write protection",
+            "pages that guests write are not told",
         ),
         row(
             "EPT execute-only pages",
@@ -351,7 +351,7 @@ pub fn table(registers: &Registers) -> Capabilities {
         row(
             "page-modification log",
             secondary(SecondaryControls::PML),
-            "dirty pages are found by write protection",
+            "not needed: written pages are found by their dirty flags",
         ),
         row(
             "TSC scaling",

@@ -211,6 +211,10 @@ impl Vendor for Vmx {
         Controls::new(&Registers::read()).is_ok_and(|controls| controls.timer_rate.is_some())
     }
 
+    fn notes_writes() -> bool {
+        vcpu::ept_flags() != 0
+    }
+
     fn guest_instructions() -> GuestInstructions {
         let cpuid = CpuId::new();
         let secondary = Controls::new(&Registers::read())

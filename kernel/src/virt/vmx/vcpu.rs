@@ -789,6 +789,10 @@ impl Vcpu<Vmx> for VmxVcpu {
         Some(info.vector())
     }
 
+    fn delivers_event(&self) -> bool {
+        vmcs::ENTRY_INTERRUPTION_INFO.read().valid()
+    }
+
     fn accepts_interrupt(&self) -> bool {
         vmcs::GUEST_RFLAGS.read().0 & RFLAGS_IF != 0
             && !vmcs::GUEST_INTERRUPTIBILITY
@@ -823,7 +827,7 @@ impl Vcpu<Vmx> for VmxVcpu {
 }
 
 /// The bit of the EPT pointer that makes the CPU note accesses and writes in the tables; 0 where it cannot.
-fn ept_flags() -> u64 {
+pub(super) fn ept_flags() -> u64 {
     const CAPABLE: u64 = 1 << 21;
     const ENABLE: u64 = 1 << 6;
     if msr::read(Msr::IA32_VMX_EPT_VPID_CAP) & CAPABLE != 0 {
@@ -838,10 +842,14 @@ fn is_64_bit_mode() -> bool {
     vmcs::GUEST_EFER.read().0 & EFER_LMA != 0 && vmcs::GUEST_CS_RIGHTS.read().0 & LONG != 0
 }
 
-/// Timer units from `now` to `deadline`: rounded down, so that the exit is not late. The timer is 32 bits wide; a longer
-/// slice ends early.
+/// The most timer units that are written at once: with more, some CPUs' timers end much too early (Intel's errata of Skylake and Cascade Lake
+/// servers, "VMX preemption timer").
+const MOST_UNITS: u64 = (1 << 25) - 1;
+
+/// Timer units from `now` to `deadline`: rounded down, so that the exit is not late. A wait that is too long ends early, and is set
+/// again.
 fn timer_value(deadline: u64, now: u64, rate: u32) -> TimerValue {
-    TimerValue(u32::try_from(deadline.saturating_sub(now) >> rate).unwrap_or(u32::MAX))
+    TimerValue((deadline.saturating_sub(now) >> rate).min(MOST_UNITS) as u32)
 }
 
 #[cfg(test)]
@@ -857,7 +865,7 @@ mod tests {
             TimerValue(0),
             "a deadline that has passed exits at once"
         );
-        assert_eq!(timer_value(u64::MAX, 0, 5), TimerValue(u32::MAX));
+        assert_eq!(timer_value(u64::MAX, 0, 5), TimerValue(MOST_UNITS as u32));
     }
 
     #[test]
