@@ -1,5 +1,5 @@
-//! Buffers: for every call that takes one, addresses where it is not memory, where it ends in the middle, where it wraps; and memory
-//! that may not be written for those that write.
+//! Buffers: for every call that takes one, addresses where it is not memory, where it ends in the middle, where it wraps; and
+//! memory that may not be written for those that write.
 
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::state::part;

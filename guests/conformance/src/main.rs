@@ -1,8 +1,8 @@
 //! The conformance suite of hypercalls: for every call the good case and every error that `docs/abi.md` names, what rights and
 //! budgets allow, races, and that nothing is ever left behind.
 //!
-//! It needs a system handle and a handle to its own domain: it is the machine's first domain, or one to which the control guest gave
-//! them. What it tries out, it tries out on child domains of its own. Every test must leave the accounts of
+//! It needs a system handle and a handle to its own domain: it is the machine's first domain, or one to which the control guest
+//! gave them. What it tries out, it tries out on child domains of its own. Every test must leave the accounts of
 //! the machine and of the suite as it found them ([`accounts`]).
 
 #![no_std]

@@ -1,5 +1,7 @@
-//! Races: two vCPUs of one child, or two children, make calls on the same objects at the same time, as often as they can. Which
-//! of them comes first is chance; that each answer is one of those that are possible, and that nothing is left in the end, is not.
+//! Races: two vCPUs of one child, or two children, make calls on the same objects at the same time, as often as they can.
+//!
+//! Which of them comes first is chance. That each answer is one of those that are possible, and that nothing is left in the end,
+//! is not.
 
 use plinth_rt::abi::call::{access, watch};
 use plinth_rt::abi::device::kind;

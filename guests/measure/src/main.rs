@@ -1,8 +1,8 @@
 //! Measures how the scheduler shares CPUs, what a switch costs, and what a domain costs; prints each figure as a line
 //! `measure NAME: VALUE`, and says whether it is as good as promised.
 //!
-//! It needs a system handle and a handle to its own domain, and two CPUs: it sleeps on the first, and what it measures runs on the
-//! second, or on both.
+//! It needs a system handle and a handle to its own domain, and two CPUs: it sleeps on the first, and what it measures runs on
+//! the second, or on both.
 
 #![no_std]
 #![no_main]
