@@ -158,6 +158,7 @@ fn content_before_state() -> Outcome {
     let objects = Objects::new()?;
     let vcpu = raw(objects.child.vcpu(0).any());
     objects.child.bring_to(Life::Running)?;
+    // But for a state in which no CPU can be, which is found last.
     let impossible = VcpuState {
         cr0: 0x2000_0010,
         ..VcpuState::RESET
@@ -165,7 +166,7 @@ fn content_before_state() -> Outcome {
     refuses(
         Call::VCPU_SET_STATE,
         [vcpu, part::REGISTERS, put(bytes_of(&impossible)), REGISTERS],
-        Status::BAD_ARGUMENT,
+        Status::WRONG_STATE,
     )?;
     objects.child.bring_to_the_end()?;
     let schedule = Schedule {
