@@ -32,6 +32,7 @@ fn main(info: &'static mut BootInfo) -> ! {
     device::keep_memory(facts.memory);
     symbols::init(facts.kernel_file);
     if let Some(framebuffer) = facts.framebuffer {
+        boot::keep_framebuffer(&framebuffer);
         log::show_on(framebuffer);
     }
     let options = boot::read_modules(facts.ramdisk);

@@ -15,9 +15,9 @@ use bootloader_api::BootInfo;
 use bootloader_api::info::{FrameBuffer, MemoryRegion};
 use raw_cpuid::CpuId;
 
-use crate::arch::{apic, cpu};
+use crate::arch::{apic, cpu, paging};
 use crate::mem::frames::frames;
-use crate::mem::{Hpa, phys};
+use crate::mem::{Hpa, Hva, device, phys};
 use acpi::Firmware;
 use cmdline::Options;
 
@@ -70,6 +70,14 @@ impl Facts {
             ),
             memory: &info.memory_regions,
         }
+    }
+}
+
+/// Keeps the screen's memory for the log: no guest is given it.
+pub fn keep_framebuffer(framebuffer: &FrameBuffer) {
+    let buffer = framebuffer.buffer();
+    if let Some(start) = paging::translate(Hva::new(buffer.as_ptr() as u64)) {
+        device::keep(start, buffer.len() as u64);
     }
 }
 

@@ -132,7 +132,7 @@ pub(super) fn watch<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, S
         return Err(Status::BAD_ARGUMENT);
     }
     living(&domain)?;
-    domain.set_watch(watch);
+    domain.set_watch(watch)?;
     Ok(Done::Value(0))
 }
 

@@ -47,8 +47,8 @@ pub struct Domain<V: Vendor> {
     space: Mutex<Option<Space<V::Format>>>,
     handles: Mutex<Handles<V>>,
     console: Mutex<Console>,
-    watch: Mutex<Option<(Ref<Event<V>>, u64)>>,
-    claims: Mutex<Vec<Claim<V>>>,
+    watch: Mutex<Watch<V>>,
+    claims: Mutex<Claims<V>>,
     /// Claims there are, to be asked without the lock.
     claim_count: AtomicUsize,
     /// The reaper's ticket for what it gave up at its end.
@@ -62,6 +62,21 @@ pub struct Domain<V: Vendor> {
     /// Its console appears in the kernel's log: for the first domain, which nobody else listens to.
     logs: bool,
     _charge: Charge,
+}
+
+/// Who is told of what happens to a domain.
+struct Watch<V: Vendor> {
+    /// The event, and for what it is signalled.
+    event: Option<(Ref<Event<V>>, u64)>,
+    /// The domain is being destroyed.
+    is_closed: bool,
+}
+
+/// Who serves the domain's devices.
+struct Claims<V: Vendor> {
+    list: Vec<Claim<V>>,
+    /// The domain is being destroyed.
+    is_closed: bool,
 }
 
 struct Handles<V: Vendor> {
@@ -143,8 +158,14 @@ impl<V: Vendor> Domain<V> {
                 charge: handles_charge,
             }),
             console: Mutex::default(),
-            watch: Mutex::new(None),
-            claims: Mutex::new(Vec::new()),
+            watch: Mutex::new(Watch {
+                event: None,
+                is_closed: false,
+            }),
+            claims: Mutex::new(Claims {
+                list: Vec::new(),
+                is_closed: false,
+            }),
             claim_count: AtomicUsize::new(0),
             reaped_by: AtomicU64::new(0),
             claims_made: AtomicBool::new(false),
@@ -307,23 +328,34 @@ impl<V: Vendor> Domain<V> {
     fn watched(&self, what: u64) -> Option<Ref<Event<V>>> {
         let watch = self.watch.lock();
         watch
+            .event
             .as_ref()
             .filter(|(_, mask)| mask & what != 0)
             .map(|(event, _)| event.clone())
     }
 
     /// Signals an event when one of the things of `mask` happens, or has happened; `None`: no more.
-    pub fn set_watch(&self, event: Option<(Ref<Event<V>>, u64)>) {
-        let old = core::mem::replace(&mut *self.watch.lock(), event.clone());
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where it is being destroyed.
+    pub fn set_watch(&self, event: Option<(Ref<Event<V>>, u64)>) -> Result<(), Status> {
+        let old = {
+            let mut watch = self.watch.lock();
+            if watch.is_closed {
+                return Err(Status::WRONG_STATE);
+            }
+            core::mem::replace(&mut watch.event, event.clone())
+        };
         drop(old);
         let Some((event, mask)) = event else {
-            return;
+            return Ok(());
         };
         let ended = self.is_over();
         let wrote = self.console.lock().end() != 0;
         if mask & watch::ENDED != 0 && ended || mask & watch::CONSOLE != 0 && wrote {
             event.signal();
         }
+        Ok(())
     }
 
     // Devices.
@@ -334,6 +366,10 @@ impl<V: Vendor> Domain<V> {
     /// `EXISTS` where part of it is claimed or mapped, `NO_MEMORY`.
     pub fn add_claim(&self, claim: Claim<V>) -> Result<(), Status> {
         let mut claims = self.claims.lock();
+        if claims.is_closed {
+            return Err(Status::WRONG_STATE);
+        }
+        let claims = &mut claims.list;
         if claims.len() >= MOST_CLAIMS {
             return Err(Status::OVER_BUDGET);
         }
@@ -362,6 +398,7 @@ impl<V: Vendor> Domain<V> {
     pub fn is_claimed(&self, kind: ClaimKind, range: &Range<u64>) -> bool {
         self.claims
             .lock()
+            .list
             .iter()
             .any(|claim| claim.overlaps(kind, range))
     }
@@ -373,6 +410,7 @@ impl<V: Vendor> Domain<V> {
         }
         let claims = self.claims.lock();
         let claim = claims
+            .list
             .iter()
             .find(|claim| claim.kind == kind && claim.range.contains(&access.address));
         claim.is_some_and(|claim| claim.tell(vcpu, access).is_ok())
@@ -393,6 +431,7 @@ impl<V: Vendor> Domain<V> {
     ) -> Option<[u8; plinth_abi::device::DATA]> {
         let claims = self.claims.lock();
         claims
+            .list
             .iter()
             .find(|claim| claim.kind == kind && claim.range.contains(&address))
             .map(|claim| claim.data(vcpu))
@@ -404,7 +443,7 @@ impl<V: Vendor> Domain<V> {
     /// `NOT_FOUND`.
     pub fn release(&self, kind: ClaimKind, first: u64) -> Result<(), Status> {
         let claim = {
-            let mut claims = self.claims.lock();
+            let claims = &mut self.claims.lock().list;
             let at = claims
                 .iter()
                 .position(|claim| claim.kind == kind && claim.range.start == first);
@@ -419,7 +458,7 @@ impl<V: Vendor> Domain<V> {
     /// Ends one claim of the domain numbered `claimer`; whether there was one.
     fn release_one_of(&self, claimer: u32) -> bool {
         let claim = {
-            let mut claims = self.claims.lock();
+            let claims = &mut self.claims.lock().list;
             let Some(at) = claims.iter().position(|claim| claim.claimer == claimer) else {
                 return false;
             };
@@ -742,7 +781,12 @@ impl<V: Vendor> Ref<Domain<V>> {
                 let bytes = old.capacity() * HandleTable::<Entry<V>>::PLACE;
                 handles.charge.reduce(Amounts::heap(bytes));
                 drop(handles);
-                self.set_watch(None);
+                let watched = {
+                    let mut watch = self.watch.lock();
+                    watch.is_closed = true;
+                    watch.event.take()
+                };
+                drop(watched);
                 return true;
             }
         }
@@ -768,7 +812,12 @@ impl<V: Vendor> Ref<Domain<V>> {
             let pending = vcpu.events.lock().close();
             drop(pending);
         }
-        drop(core::mem::take(&mut *self.claims.lock()));
+        let claims = {
+            let mut claims = self.claims.lock();
+            claims.is_closed = true;
+            core::mem::take(&mut claims.list)
+        };
+        drop(claims);
         self.claim_count.store(0, Ordering::Release);
         // Tables that a CPU may still have cached become free from here on: each forgets them before it enters another guest.
         self.kernel.sched.flush_later();
