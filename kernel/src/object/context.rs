@@ -40,8 +40,6 @@ pub struct Context<V: Vendor> {
     completion: Option<Completion>,
     /// How it made its domain end.
     ending: Ending,
-    /// What bounds its run, as a value of the TSC.
-    armed: u64,
     /// An interrupt whose delivery an exception interrupted.
     pub returned_interrupt: Option<u8>,
     /// XCR0, while the vCPU has no CPU.
@@ -132,7 +130,6 @@ impl<V: Vendor> Context<V> {
             waiting: Waiting::Nothing,
             completion: None,
             ending: Ending::Halted,
-            armed: 0,
             returned_interrupt: None,
             xcr0: 1,
             vector_state,
@@ -316,13 +313,8 @@ impl<V: Vendor> Context<V> {
                 // delivery, at every entry anew (CVE-2015-5307, CVE-2015-8104): that comes before any interrupt could end
                 // the run, so the host's have to be taken here too.
                 trap::interrupt_window();
-                let now = time::tsc();
-                if now >= deadline {
+                if time::tsc() >= deadline {
                     return Stop::SliceOver;
-                }
-                if now < self.armed {
-                    // What bounds the run may have ended early, and would end every run from now on.
-                    self.hw.set_deadline(run.hardware, self.armed);
                 }
             }
             match next {
@@ -392,7 +384,6 @@ impl<V: Vendor> Context<V> {
 
     /// Bounds the guest's run where no interrupt does (see [`crate::virt::Vcpu::set_deadline`]). Attached.
     pub fn set_deadline(&mut self, hardware: &mut V::Cpu, deadline: u64) {
-        self.armed = deadline;
         self.hw.set_deadline(hardware, deadline);
     }
 

@@ -75,10 +75,12 @@ impl<V: Vendor> Kernel<V> {
 
     /// Halts until there is something to do.
     fn idle(&self, state: &CpuState<V>) {
-        if reaper::step() {
+        while reaper::step() {
             // The timer and devices get their moment between two steps.
             trap::interrupt_window();
-            return;
+            if state.cpu.is_pending() {
+                return;
+            }
         }
         state.idle.store(true, Ordering::SeqCst);
         let (empty, earliest) = {

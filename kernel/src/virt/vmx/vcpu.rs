@@ -842,14 +842,10 @@ fn is_64_bit_mode() -> bool {
     vmcs::GUEST_EFER.read().0 & EFER_LMA != 0 && vmcs::GUEST_CS_RIGHTS.read().0 & LONG != 0
 }
 
-/// The most timer units that are written at once: with more, some CPUs' timers end much too early (Intel's errata of Skylake and Cascade Lake
-/// servers, "VMX preemption timer").
-const MOST_UNITS: u64 = (1 << 25) - 1;
-
-/// Timer units from `now` to `deadline`: rounded down, so that the exit is not late. A wait that is too long ends early, and is set
-/// again.
+/// Timer units from `now` to `deadline`: rounded down, so that the exit is not late. The timer is 32 bits wide; a longer
+/// slice ends early.
 fn timer_value(deadline: u64, now: u64, rate: u32) -> TimerValue {
-    TimerValue((deadline.saturating_sub(now) >> rate).min(MOST_UNITS) as u32)
+    TimerValue(u32::try_from(deadline.saturating_sub(now) >> rate).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -865,7 +861,7 @@ mod tests {
             TimerValue(0),
             "a deadline that has passed exits at once"
         );
-        assert_eq!(timer_value(u64::MAX, 0, 5), TimerValue(MOST_UNITS as u32));
+        assert_eq!(timer_value(u64::MAX, 0, 5), TimerValue(u32::MAX));
     }
 
     #[test]
