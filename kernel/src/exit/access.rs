@@ -30,6 +30,16 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// What an access takes that this segment does not allow (SDM vol. 3 7.15).
+    pub(super) fn of_segment(name: SegmentName) -> Self {
+        let vector = if name == SegmentName::Ss {
+            vector::SS
+        } else {
+            vector::GP
+        };
+        Self::Exception(Event::exception(vector, Some(0)))
+    }
+
     /// What follows from it.
     pub(super) fn next<V: Vendor>(self, vcpu: &mut Context<V>) -> Next {
         match self {

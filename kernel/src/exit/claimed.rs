@@ -10,9 +10,8 @@ use crate::mem::walk::Intent;
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Access, ClaimKind, Context, Ending, Run};
 use crate::trace::Counter;
-use crate::virt::event::vector;
 use crate::virt::exit::{Io, NestedFault};
-use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
+use crate::virt::{SegmentName, Vcpu as _, Vendor};
 
 /// What has to be done when a claimer has answered.
 #[derive(Clone, Copy, Debug)]
@@ -248,15 +247,8 @@ fn make<V: Vendor>(
     let segment = vcpu.hw.segment(name);
     let code = access::code_size(vcpu, &vcpu.hw.segment(SegmentName::Cs));
     let size = u64::from(wanted.size);
-    let linear = string::linear_address(&segment, name, code, wanted.offset, size, wanted.write);
-    let linear = linear.ok_or_else(|| {
-        let fault = if name == SegmentName::Ss {
-            vector::SS
-        } else {
-            vector::GP
-        };
-        Fault::Exception(Event::exception(fault, Some(0)))
-    })?;
+    let linear = string::linear_address(&segment, name, code, wanted.offset, size, wanted.write)
+        .ok_or_else(|| Fault::of_segment(name))?;
     let intent = if wanted.write {
         Intent::Write
     } else {

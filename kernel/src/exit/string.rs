@@ -8,9 +8,8 @@ use plinth_abi::Segment;
 use super::access::{self, CodeSize, Fault};
 use super::{Next, claimed, instruction};
 use crate::object::{Context, Run};
-use crate::virt::event::vector;
 use crate::virt::exit::Io;
-use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
+use crate::virt::{SegmentName, Vcpu as _, Vendor};
 
 /// Elements that one exit serves; then the guest is entered again, and exits at the same instruction for the rest.
 const ELEMENTS: u64 = 512;
@@ -121,14 +120,8 @@ impl StringAccess {
             code,
             ..
         } = self;
-        linear_address(segment, *name, *code, offset, size, self.io.input).ok_or_else(|| {
-            let fault = if *name == SegmentName::Ss {
-                vector::SS
-            } else {
-                vector::GP
-            };
-            Fault::Exception(Event::exception(fault, Some(0)))
-        })
+        linear_address(segment, *name, *code, offset, size, self.io.input)
+            .ok_or_else(|| Fault::of_segment(*name))
     }
 
     /// The registers advance by one element.

@@ -39,20 +39,31 @@ impl<'a, 'b, V: Vendor> Caller<'a, 'b, V> {
 
     // Handles.
 
-    /// What the handle names, if it is of the type that `as_type` takes and has these rights.
+    /// What the handle names, if it is of the type that `as_type` takes and has these rights; and all the rights that it has.
+    fn object_and_rights<T>(
+        &self,
+        handle: u64,
+        needed: u32,
+        as_type: impl FnOnce(&Object<V>) -> Option<T>,
+    ) -> Result<(T, u32), Status> {
+        self.domain().with_handle(handle, |entry| {
+            let object = as_type(&entry.object).ok_or(Status::WRONG_TYPE)?;
+            if entry.rights & needed != needed {
+                return Err(Status::NO_RIGHT);
+            }
+            Ok((object, entry.rights))
+        })?
+    }
+
+    /// As [`Caller::object_and_rights`], the object alone.
     fn object<T>(
         &self,
         handle: u64,
-        rights: u32,
+        needed: u32,
         as_type: impl FnOnce(&Object<V>) -> Option<T>,
     ) -> Result<T, Status> {
-        self.domain().with_handle(handle, |entry| {
-            let object = as_type(&entry.object).ok_or(Status::WRONG_TYPE)?;
-            if entry.rights & rights != rights {
-                return Err(Status::NO_RIGHT);
-            }
-            Ok(object)
-        })?
+        let (object, _) = self.object_and_rights(handle, needed, as_type)?;
+        Ok(object)
     }
 
     /// Checks that the handle is one to the system.
@@ -84,19 +95,15 @@ impl<'a, 'b, V: Vendor> Caller<'a, 'b, V> {
         handle: u64,
         needed: u32,
     ) -> Result<(Ref<Memory>, Access), Status> {
-        self.domain().with_handle(handle, |entry| {
-            let Object::Memory(memory) = &entry.object else {
-                return Err(Status::WRONG_TYPE);
-            };
-            if entry.rights & needed != needed {
-                return Err(Status::NO_RIGHT);
-            }
-            let mut limit = Access::empty();
-            limit.set(Access::READ, entry.rights & rights::READ != 0);
-            limit.set(Access::WRITE, entry.rights & rights::WRITE != 0);
-            limit.set(Access::EXEC, entry.rights & rights::EXECUTE != 0);
-            Ok((memory.clone(), limit))
-        })?
+        let (memory, has) = self.object_and_rights(handle, needed, |object| match object {
+            Object::Memory(memory) => Some(memory.clone()),
+            _ => None,
+        })?;
+        let mut limit = Access::empty();
+        limit.set(Access::READ, has & rights::READ != 0);
+        limit.set(Access::WRITE, has & rights::WRITE != 0);
+        limit.set(Access::EXEC, has & rights::EXECUTE != 0);
+        Ok((memory, limit))
     }
 
     /// The event that the handle names.

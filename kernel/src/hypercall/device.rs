@@ -87,7 +87,6 @@ pub(super) fn bind_irq<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done
     }
     irq::bind(line, caller.run.cpu.apic_id(), irq::note).map_err(|_| Status::NOT_SUPPORTED)?;
     caller.domain().kernel.bind_irq(line, event)?;
-    irq::unmask(line);
     Ok(Done::Value(0))
 }
 

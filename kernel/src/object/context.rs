@@ -194,8 +194,15 @@ impl<V: Vendor> Context<V> {
 
     /// An interrupt that the next entry would deliver is pending again. Attached.
     fn take_back_interrupt(&mut self, vcpu: &Vcpu<V>) {
-        let returned = self.returned_interrupt.take();
-        for vector in returned.into_iter().chain(self.hw.withdraw_interrupt()) {
+        self.put_returned_interrupt(vcpu);
+        if let Some(vector) = self.hw.withdraw_interrupt() {
+            vcpu.put_interrupt(vector);
+        }
+    }
+
+    /// An interrupt whose delivery an exception interrupted is pending again.
+    fn put_returned_interrupt(&mut self, vcpu: &Vcpu<V>) {
+        if let Some(vector) = self.returned_interrupt.take() {
             vcpu.put_interrupt(vector);
         }
     }
@@ -236,9 +243,7 @@ impl<V: Vendor> Context<V> {
 
     /// Lets the vCPU go on if what it waits for has come; else why it still waits. Attached.
     pub fn go_on(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
-        if let Some(vector) = self.returned_interrupt.take() {
-            run.vcpu.put_interrupt(vector);
-        }
+        self.put_returned_interrupt(run.vcpu);
         match self.waiting {
             Waiting::Nothing => {}
             Waiting::Event { deadline } => {
@@ -281,9 +286,7 @@ impl<V: Vendor> Context<V> {
 
     /// Sees to it that the guest takes the highest of its pending interrupts as soon as it can. Attached.
     pub fn deliver_interrupt(&mut self, vcpu: &Vcpu<V>) {
-        if let Some(vector) = self.returned_interrupt.take() {
-            vcpu.put_interrupt(vector);
-        }
+        self.put_returned_interrupt(vcpu);
         let Some(vector) = vcpu.highest_interrupt() else {
             return;
         };

@@ -79,6 +79,15 @@ struct Claims<V: Vendor> {
     is_closed: bool,
 }
 
+impl<V: Vendor> Claims<V> {
+    /// The claim that an address belongs to.
+    fn at(&self, kind: ClaimKind, address: u64) -> Option<&Claim<V>> {
+        self.list
+            .iter()
+            .find(|claim| claim.kind == kind && claim.range.contains(&address))
+    }
+}
+
 struct Handles<V: Vendor> {
     table: HandleTable<Entry<V>>,
     charge: Charge,
@@ -409,11 +418,9 @@ impl<V: Vendor> Domain<V> {
             return false;
         }
         let claims = self.claims.lock();
-        let claim = claims
-            .list
-            .iter()
-            .find(|claim| claim.kind == kind && claim.range.contains(&access.address));
-        claim.is_some_and(|claim| claim.tell(vcpu, access).is_ok())
+        claims
+            .at(kind, access.address)
+            .is_some_and(|claim| claim.tell(vcpu, access).is_ok())
     }
 
     /// Whether somebody has claimed the address.
@@ -430,11 +437,7 @@ impl<V: Vendor> Domain<V> {
         vcpu: &Vcpu<V>,
     ) -> Option<[u8; plinth_abi::device::DATA]> {
         let claims = self.claims.lock();
-        claims
-            .list
-            .iter()
-            .find(|claim| claim.kind == kind && claim.range.contains(&address))
-            .map(|claim| claim.data(vcpu))
+        claims.at(kind, address).map(|claim| claim.data(vcpu))
     }
 
     /// Ends the claim that begins at `first`.
@@ -442,42 +445,29 @@ impl<V: Vendor> Domain<V> {
     /// # Errors
     /// `NOT_FOUND`.
     pub fn release(&self, kind: ClaimKind, first: u64) -> Result<(), Status> {
-        let claim = {
-            let claims = &mut self.claims.lock().list;
-            let at = claims
-                .iter()
-                .position(|claim| claim.kind == kind && claim.range.start == first);
-            let claim = claims.swap_remove(at.ok_or(Status::NOT_FOUND)?);
-            self.claim_count.store(claims.len(), Ordering::Release);
-            claim
-        };
-        self.abandon(&claim);
-        Ok(())
+        self.release_one(|claim| claim.kind == kind && claim.range.start == first)
+            .then_some(())
+            .ok_or(Status::NOT_FOUND)
     }
 
-    /// Ends one claim of the domain numbered `claimer`; whether there was one.
-    fn release_one_of(&self, claimer: u32) -> bool {
+    /// Ends a claim that is meant; whether there was one. Accesses that wait for it go on as if it had never been.
+    fn release_one(&self, is_meant: impl Fn(&Claim<V>) -> bool) -> bool {
         let claim = {
             let claims = &mut self.claims.lock().list;
-            let Some(at) = claims.iter().position(|claim| claim.claimer == claimer) else {
+            let Some(at) = claims.iter().position(is_meant) else {
                 return false;
             };
             let claim = claims.swap_remove(at);
             self.claim_count.store(claims.len(), Ordering::Release);
             claim
         };
-        self.abandon(&claim);
-        true
-    }
-
-    /// Accesses that wait for a claim that is no more go on as if it had never been.
-    fn abandon(&self, claim: &Claim<V>) {
         for index in 0..self.max_vcpus {
             let vcpu = self.vcpu(index);
             if let Some(vcpu) = vcpu {
                 vcpu.abandon(claim.id);
             }
         }
+        true
     }
 
     // Life.
@@ -677,8 +667,7 @@ impl<V: Vendor> Ref<Domain<V>> {
         let ending = self.life.lock().ending;
         for index in 0..self.max_vcpus {
             if let Some(vcpu) = self.vcpu(index) {
-                let pending = vcpu.events.lock().close();
-                drop(pending);
+                vcpu.close_events();
             }
         }
         self.take_serial_back();
@@ -797,7 +786,7 @@ impl<V: Vendor> Ref<Domain<V>> {
     fn end_claims(&self) {
         let mut after = 0;
         while let Some(other) = self.kernel.next_domain(after) {
-            if !other.release_one_of(self.number) {
+            if !other.release_one(|claim| claim.claimer == self.number) {
                 after = other.number;
             }
         }
@@ -809,8 +798,7 @@ impl<V: Vendor> Ref<Domain<V>> {
         for vcpu in &vcpus {
             let context = vcpu.context.lock().take();
             drop(context);
-            let pending = vcpu.events.lock().close();
-            drop(pending);
+            vcpu.close_events();
         }
         let claims = {
             let mut claims = self.claims.lock();

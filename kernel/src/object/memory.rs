@@ -184,17 +184,22 @@ impl Memory {
 }
 
 impl Memory {
+    /// Where `len` bytes from `offset` on lie, in one piece.
+    fn run_of(&self, offset: u64, len: usize) -> Result<Hpa, Status> {
+        self.run_at(offset)
+            .filter(|run| run.bytes >= len as u64)
+            .map(|run| run.hpa)
+            .ok_or(Status::BAD_ADDRESS)
+    }
+
     /// Copies `bytes` to `offset`, within one page.
     ///
     /// # Errors
     /// `BAD_ADDRESS` where there are no such frames.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Status> {
-        let run = self
-            .run_at(offset)
-            .filter(|run| run.bytes >= bytes.len() as u64);
-        let run = run.ok_or(Status::BAD_ADDRESS)?;
+        let start = self.run_of(offset, bytes.len())?;
         // SAFETY: to the content of a Memory object no reference is ever made, and its frames are its own.
-        let written = unsafe { phys::store_shared(run.hpa, bytes) };
+        let written = unsafe { phys::store_shared(start, bytes) };
         written.then_some(()).ok_or(Status::BAD_ADDRESS)
     }
 
@@ -203,12 +208,9 @@ impl Memory {
     /// # Errors
     /// As [`Memory::write`].
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Status> {
-        let run = self
-            .run_at(offset)
-            .filter(|run| run.bytes >= out.len() as u64);
-        let run = run.ok_or(Status::BAD_ADDRESS)?;
+        let start = self.run_of(offset, out.len())?;
         // SAFETY: as in `write`.
-        let read = unsafe { phys::load_shared(run.hpa, out) };
+        let read = unsafe { phys::load_shared(start, out) };
         read.then_some(()).ok_or(Status::BAD_ADDRESS)
     }
 }

@@ -353,12 +353,15 @@ impl<F: EntryFormat> Space<F> {
             Some(_) => removed = Some(self.mappings.remove(index)),
             None => {}
         }
-        let removed = Removed {
+        Ok((bytes, self.removed(unflushed, removed)))
+    }
+
+    fn removed(&self, unflushed: Unflushed, mapping: Option<Mapping>) -> Removed {
+        Removed {
             unflushed,
             tables: self.tables.clone(),
-            _mapping: removed,
-        };
-        Ok((bytes, removed))
+            _mapping: mapping,
+        }
     }
 
     /// Gives a bounded part of `len` bytes from `gpa` on this access; the bytes that have it, more than 0, and what is to be
@@ -381,12 +384,7 @@ impl<F: EntryFormat> Space<F> {
             return Err(SpaceError::Denied);
         }
         let unflushed = self.table.protect(&mut self.tables, gpa, bytes, access)?;
-        let removed = Removed {
-            unflushed,
-            tables: self.tables.clone(),
-            _mapping: None,
-        };
-        Ok((bytes, removed))
+        Ok((bytes, self.removed(unflushed, None)))
     }
 
     /// Tells which pages of 4 KiB were written since the last such call, of a bounded part of `len` bytes from `gpa` on: calls
@@ -403,12 +401,7 @@ impl<F: EntryFormat> Space<F> {
     ) -> Result<(u64, Removed), SpaceError> {
         let bytes = len.min(DIRTY_STEP * PAGE_SIZE);
         let unflushed = self.table.take_dirty(&mut self.tables, gpa, bytes, dirty)?;
-        let removed = Removed {
-            unflushed,
-            tables: self.tables.clone(),
-            _mapping: None,
-        };
-        Ok((bytes, removed))
+        Ok((bytes, self.removed(unflushed, None)))
     }
 
     /// Takes apart a bounded piece of the whole, at its end: no CPU may use it any more. Whether nothing is left but the

@@ -121,6 +121,13 @@ impl<V: Vendor> Vcpu<V> {
         self.entity.lock().is_over()
     }
 
+    /// No event reaches it any more.
+    pub fn close_events(&self) {
+        // What was pending is dropped when the lock is not held: the last pointer to an event takes it.
+        let pending = self.events.lock().close();
+        drop(pending);
+    }
+
     /// Whether an interrupt could come that wakes it from HLT.
     pub fn can_be_interrupted(&self) -> bool {
         self.vectors.load(Ordering::Relaxed) != 0 || self.highest_interrupt().is_some()
