@@ -1,7 +1,6 @@
 //! What domains cost: a switch between two vCPUs, making and destroying one, the kernel's memory for one, and all that again beside
 //! five hundred others.
 
-use plinth_rt::abi::Schedule;
 use plinth_rt::{Outcome, Snippet, Why, println, snippet};
 use plinth_testkit::child::{Child, DATA, Plan, wait};
 use plinth_testkit::kit::{Must, sleep, system};
@@ -38,13 +37,7 @@ fn child(code: Snippet) -> Result<Child, Why> {
         max_vcpus: 1,
         ..Plan::new(code)
     })?;
-    child
-        .vcpu(0)
-        .schedule(&Schedule {
-            cpu: 0,
-            ..Schedule::USUAL
-        })
-        .must("pin")?;
+    child.pin(0, 0)?;
     Ok(child)
 }
 

@@ -111,13 +111,7 @@ fn clock_is_one_on_all_cpus() -> Outcome {
     let cpus = crate::kit::system().info().must("system info")?.cpus;
     for cpu in 0..cpus {
         let child = caller()?;
-        child
-            .vcpu(0)
-            .schedule(&plinth_rt::abi::Schedule {
-                cpu,
-                ..plinth_rt::abi::Schedule::USUAL
-            })
-            .must("pin")?;
+        child.pin(0, cpu)?;
         let before = hypercall::clock();
         lets(&child, &[Step::new(Call::CLOCK, [])])?;
         let after = hypercall::clock();

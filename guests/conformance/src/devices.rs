@@ -1,5 +1,7 @@
 //! Claims: accesses to ports and addresses of a child arrive at the suite, which completes them.
 
+use core::ops::Range;
+
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::device::{self, kind};
 use plinth_rt::abi::domain::fault;
@@ -90,15 +92,7 @@ impl Served {
     }
 
     fn claim_of(&self, kind: u32, first: u64, length: u64) -> Claim {
-        Claim {
-            kind,
-            memory: self.memory.0.0.0,
-            event: self.event.0.0.0,
-            reserved: 0,
-            first,
-            length,
-            tag: TAG,
-        }
+        claim_with(*self.memory, *self.event, kind, first..first + length)
     }
 
     fn claim(&self, kind: u32, first: u64, length: u64) -> Outcome {
@@ -156,6 +150,19 @@ impl Served {
 
     fn complete(&self, value: u64) -> Outcome {
         self.child.domain.complete(0, value).must("complete")
+    }
+}
+
+/// A claim whose accesses are told in this memory and by this event.
+pub fn claim_with(memory: Memory, event: Event, kind: u32, range: Range<u64>) -> Claim {
+    Claim {
+        kind,
+        memory: memory.0.0,
+        event: event.0.0,
+        reserved: 0,
+        first: range.start,
+        length: range.end - range.start,
+        tag: TAG,
     }
 }
 
@@ -641,10 +648,9 @@ fn in_each_size() -> Outcome {
         served.complete(0x99aa_bbcc_ddee_ff00 | u64::from(size))?;
     }
     served.child.until_word(DATA + 0x18, 1)?;
-    for (offset, expected) in [(0, 0x01), (8, 0xff02), (16, 0xddee_ff04)] {
-        check_eq!(served.child.word(DATA + offset)?, expected, "RAX");
-    }
-    Ok(())
+    served
+        .child
+        .holds(&[(0, 0x01), (8, 0xff02), (16, 0xddee_ff04)], "RAX")
 }
 
 /// IN of one or two bytes leaves the rest of RAX alone; of four it clears the upper half.
@@ -668,10 +674,9 @@ fn in_keeps_the_rest() -> Outcome {
         served.complete(0)?;
     }
     served.child.until_word(DATA + 0x18, 1)?;
-    for (offset, expected) in [(0, !0xff), (8, !0xffff), (16, 0)] {
-        check_eq!(served.child.word(DATA + offset)?, expected, "RAX");
-    }
-    Ok(())
+    served
+        .child
+        .holds(&[(0, !0xff), (8, !0xffff), (16, 0)], "RAX")
 }
 
 /// The elements of a string access so far, in order; completes accesses until there are so many bytes.
@@ -857,15 +862,15 @@ fn mmio_reads() -> Outcome {
         served.complete(0x8182_8384_8586_8788)?;
     }
     served.child.until_word(DATA + 0x20, 1)?;
-    for (offset, expected) in [
-        (0, 0xffff_ffff_ffff_ff88),
-        (8, 0xffff_ffff_ffff_8788),
-        (16, 0x8586_8788),
-        (24, 0x8182_8384_8586_8788),
-    ] {
-        check_eq!(served.child.word(DATA + offset)?, expected, "register");
-    }
-    Ok(())
+    served.child.holds(
+        &[
+            (0, 0xffff_ffff_ffff_ff88),
+            (8, 0xffff_ffff_ffff_8788),
+            (16, 0x8586_8788),
+            (24, 0x8182_8384_8586_8788),
+        ],
+        "register",
+    )
 }
 
 fn mmio_extending_reads() -> Outcome {
@@ -889,16 +894,16 @@ fn mmio_extending_reads() -> Outcome {
         served.complete(0x8182_8384_8586_8788)?;
     }
     served.child.until_word(DATA + 0x28, 1)?;
-    for (offset, expected) in [
-        (0, 0x88),
-        (8, 0x8788),
-        (0x10, 0xffff_ff88),
-        (0x18, 0xffff_ffff_ffff_8788),
-        (0x20, 0xffff_ffff_8586_8788),
-    ] {
-        check_eq!(served.child.word(DATA + offset)?, expected, "register");
-    }
-    Ok(())
+    served.child.holds(
+        &[
+            (0, 0x88),
+            (8, 0x8788),
+            (0x10, 0xffff_ff88),
+            (0x18, 0xffff_ffff_ffff_8788),
+            (0x20, 0xffff_ffff_8586_8788),
+        ],
+        "register",
+    )
 }
 
 fn mmio_writes() -> Outcome {
@@ -1250,12 +1255,8 @@ fn two_claims() -> Outcome {
 fn waits_without_a_cpu() -> Outcome {
     let served = Served::new(&Plan::new(read_port()))?;
     let other = Child::new(&Plan::new(crate::child::count()))?;
-    let pinned = plinth_rt::abi::Schedule {
-        cpu: 0,
-        ..plinth_rt::abi::Schedule::USUAL
-    };
-    served.child.vcpu(0).schedule(&pinned).must("pin")?;
-    other.vcpu(0).schedule(&pinned).must("pin")?;
+    served.child.pin(0, 0)?;
+    other.pin(0, 0)?;
     served.claim(kind::PORTS, PORT.into(), 8)?;
     served.child.start()?;
     served.sees(&port_in(0, 4))?;

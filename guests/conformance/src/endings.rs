@@ -3,12 +3,13 @@
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::device::kind;
 use plinth_rt::abi::domain::fault;
-use plinth_rt::abi::{Call, Claim, DomainState, Reason, Schedule, Status, VcpuRun, rights};
+use plinth_rt::abi::{Call, DomainState, Reason, Schedule, Status, VcpuRun, rights};
 use plinth_rt::{Outcome, Snippet, Why, check, check_eq, object, snippet};
 
 use crate::child::{
     After, COUNTERS, Child, DATA, ENTRY, Plan, Step, agents, caller, count, give, spin, wait,
 };
+use crate::devices::claim_with;
 use crate::kit::{MS, Must, event, memory, refused, refuses, sleep, until};
 
 tests!("ending":
@@ -272,13 +273,7 @@ fn killed_while_it_spins() -> Outcome {
 fn killed_while_it_is_ready() -> Outcome {
     let children = [child(count())?, child(count())?, child(count())?];
     for child in &children {
-        child
-            .vcpu(0)
-            .schedule(&Schedule {
-                cpu: 0,
-                ..Schedule::USUAL
-            })
-            .must("pin")?;
+        child.pin(0, 0)?;
         child.start()?;
     }
     for child in &children {
@@ -340,15 +335,7 @@ fn killed_while_it_waits_for_a_device() -> Outcome {
     let (memory, event) = (memory(4096)?, event()?);
     child
         .domain
-        .claim(&Claim {
-            kind: kind::PORTS,
-            memory: memory.0.0.0,
-            event: event.0.0.0,
-            reserved: 0,
-            first: 0x100,
-            length: 1,
-            tag: 0,
-        })
+        .claim(&claim_with(*memory, *event, kind::PORTS, 0x100..0x101))
         .must("claim")?;
     child.start()?;
     until_it_is(&child, VcpuRun::BLOCKED)?;

@@ -12,6 +12,7 @@ use plinth_rt::object::bytes_of;
 use plinth_rt::{Outcome, Why, check, check_eq, hypercall, object, snippet};
 
 use crate::child::{After, Child, DATA, ENTRY, Plan, STACK, Step, agents, count, give, spin};
+use crate::devices::claim_with;
 use crate::kit::{
     MS, Must, Owned, Random, event, memory, patiently, pending, refused, sleep, system, until,
 };
@@ -66,13 +67,7 @@ impl Race {
         let cpus = system().info().must("system info")?.cpus;
         for vcpu in 0..2 {
             let cpu = vcpu as u32 % cpus;
-            child
-                .vcpu(vcpu)
-                .schedule(&Schedule {
-                    cpu,
-                    ..Schedule::USUAL
-                })
-                .must("pin")?;
+            child.pin(vcpu, cpu)?;
         }
         Ok(Self { child })
     }
@@ -717,15 +712,7 @@ fn claim_while_it_is_accessed() -> Outcome {
         "jmp 2b"
     ))?;
     let (memory, event) = (memory(4096)?, event()?);
-    let claim = Claim {
-        kind: kind::PORTS,
-        memory: memory.0.0.0,
-        event: event.0.0.0,
-        reserved: 0,
-        first: 0x100,
-        length: 1,
-        tag: 0,
-    };
+    let claim = claim_with(*memory, *event, kind::PORTS, 0x100..0x101);
     let mut random = Random::new(0xc1a1);
     for _ in 0..50 {
         child.domain.claim(&claim).must("claim")?;

@@ -19,7 +19,8 @@ use core::ops::Deref;
 
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::{
-    Call, DomainConfig, DomainInfo, DomainState, Handle, Reason, Segment, Status, VcpuState,
+    Call, DomainConfig, DomainInfo, DomainState, Handle, Reason, Schedule, Segment, Status,
+    VcpuState,
 };
 use plinth_rt::object::{Any, Domain, Memory, Vcpu, bytes_of};
 use plinth_rt::{Outcome, Snippet, Why, check, check_eq, hypercall, snippet};
@@ -250,6 +251,15 @@ impl Child {
         patiently(|| self.vcpu(index).state()).must("get state")
     }
 
+    /// Lets a vCPU run on this CPU only.
+    pub fn pin(&self, index: usize, cpu: u32) -> Outcome {
+        let schedule = Schedule {
+            cpu,
+            ..Schedule::USUAL
+        };
+        self.vcpu(index).schedule(&schedule).must("pin")
+    }
+
     /// Starts it.
     pub fn start(&self) -> Outcome {
         self.domain.start().must("start")
@@ -265,6 +275,18 @@ impl Child {
         let mut word = [0; 8];
         self.domain.read(gpa, &mut word).must("read its memory")?;
         Ok(u64::from_le_bytes(word))
+    }
+
+    /// Words of the data page, by their offsets, must have these values.
+    pub fn holds(&self, words: &[(u64, u64)], what: &str) -> Outcome {
+        for &(offset, expected) in words {
+            let seen = self.word(DATA + offset)?;
+            check!(
+                seen == expected,
+                "{what} at {offset:#x}: {seen:#x}, expected {expected:#x}"
+            );
+        }
+        Ok(())
     }
 
     /// Sets a word of its memory.
