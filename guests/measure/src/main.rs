@@ -16,7 +16,7 @@
 )]
 
 use plinth_rt::abi::{DomainConfig, Handle, Schedule};
-use plinth_rt::{Gprs, Outcome, Snippet, Why, check, hypercall, println, snippet, suite};
+use plinth_rt::{Gprs, Outcome, Snippet, Why, check, cpu, hypercall, println, snippet, suite};
 use plinth_testkit::child::{Child, DATA, Plan, spin};
 use plinth_testkit::kit::{MS, Must, Owned, own, sleep, system, until};
 
@@ -42,6 +42,7 @@ fn main() -> u64 {
             cap_holds,
             many_progress_alike,
             wakes_beside_spinners,
+            wakes_beside_the_uninterruptible,
             switch_costs_the_same_with_many,
             domain_costs_little,
             many_domains_at_once,
@@ -187,7 +188,7 @@ const WAKES: u64 = 400;
 const STEP: u64 = 5 * MS;
 /// Microseconds of a step of its histogram, and how many steps there are; the last counts all that is later.
 const BIN_NS: u64 = 25_000;
-const BINS: u64 = 200;
+const BINS: u64 = 480;
 /// Where the histogram is: behind the stack.
 const HISTOGRAM: u64 = 0x4000;
 
@@ -205,9 +206,9 @@ fn interactive() -> Snippet {
         "sub rax, rbx",
         "xor edx, edx",
         "div r13",
-        "cmp rax, 199",
+        "cmp rax, 479",
         "jbe 3f",
-        "mov eax, 199",
+        "mov eax, 479",
         "3:",
         "inc qword ptr [r14 + rax * 8]",
         "add rbx, 5000000",
@@ -234,12 +235,29 @@ fn percentile(child: &Child, percent: u64) -> Result<u64, Why> {
     Ok(u64::MAX)
 }
 
+/// As an operating system's process computes: with interrupts on.
+fn spin_interruptibly() -> Snippet {
+    snippet!("sti", "2: jmp 2b")
+}
+
 /// A domain that wakes beside eight spinners on its CPU runs within a millisecond in 99 of 100 cases.
 fn wakes_beside_spinners() -> Outcome {
+    wakes_beside(spin_interruptibly, "wake_latency", MS)
+}
+
+/// The same where the spinners keep interrupts off, which is no matter to a hypervisor.
+fn wakes_beside_the_uninterruptible() -> Outcome {
+    // Bochs's SVM takes no interrupt in such a guest. There an NMI bounds its run every 10 ms (`arch::nmi_tick` of the kernel).
+    let only_nmis = ticks_are_instructions()? && cpu::is_amd();
+    let most = if only_nmis { 11 * MS } else { MS };
+    wakes_beside(spin, "wake_latency_if_0", most)
+}
+
+fn wakes_beside(spinner: fn() -> Snippet, name: &str, promised: u64) -> Outcome {
     const SPINNERS: usize = 8;
     let mut spinners = [const { None }; SPINNERS];
     for place in &mut spinners {
-        let child = scheduled(spin(), &PINNED)?;
+        let child = scheduled(spinner(), &PINNED)?;
         child.start()?;
         *place = Some(child);
     }
@@ -263,16 +281,16 @@ fn wakes_beside_spinners() -> Outcome {
         percentile(&child, 99)?,
         percentile(&child, 100)?,
     );
-    println!("measure wake_latency_50: below {} us", half / 1000);
-    println!("measure wake_latency_99: below {} us", most / 1000);
-    println!("measure wake_latency_100: below {} us", all / 1000);
+    println!("measure {name}_50: below {} us", half / 1000);
+    println!("measure {name}_99: below {} us", most / 1000);
+    println!("measure {name}_100: below {} us", all / 1000);
     drop(spinners);
     if ticks_are_instructions()? {
-        check!(most <= MS, "below {most} ns");
+        check!(most <= promised, "below {most} ns");
     } else {
         // Time passes while the computer does something else than this machine.
         println!("note: a tick is no instruction on this machine; only the median is judged");
-        check!(half <= MS, "the median: below {half} ns");
+        check!(half <= promised, "the median: below {half} ns");
     }
     Ok(())
 }

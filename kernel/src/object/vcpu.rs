@@ -157,11 +157,13 @@ impl<V: Vendor> Vcpu<V> {
         }
     }
 
-    /// Puts an interrupt back that did not get into the guest.
-    pub fn put_interrupt(&self, vector: u8) {
-        if let Some(word) = self.interrupts.get(usize::from(vector / 64)) {
-            word.fetch_or(1 << (vector % 64), Ordering::AcqRel);
-        }
+    /// Notes an interrupt, or puts one back that did not get into the guest; whether it was not pending yet.
+    pub fn put_interrupt(&self, vector: u8) -> bool {
+        let Some(word) = self.interrupts.get(usize::from(vector / 64)) else {
+            return false;
+        };
+        let bit = 1 << (vector % 64);
+        word.fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
     /// What `VCPU_INFO` tells.
@@ -186,7 +188,10 @@ impl<V: Vendor> Ref<Vcpu<V>> {
 
     /// Makes an interrupt pending.
     pub fn interrupt(&self, vector: u8) {
-        self.put_interrupt(vector);
+        if !self.put_interrupt(vector) {
+            // Whoever made it pending has seen to it. To make the vCPU exit for each of a flood would leave it no time.
+            return;
+        }
         self.domain.kernel.sched.wake(self);
         // A vCPU that runs takes it when it is made to exit.
         self.domain.kernel.sched.kick(self);

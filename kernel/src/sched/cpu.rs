@@ -2,7 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{Activity, BALANCE_US, CpuState, Place, Position, Sched};
+use spin::MutexGuard;
+
+use super::{Activity, BALANCE_US, CpuState, Entity, Place, Position, Sched};
 use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ};
 use crate::arch::{irq, time, trap};
 use crate::mem::{Ref, reaper};
@@ -150,10 +152,12 @@ impl<V: Vendor> Kernel<V> {
             // One that leaves by itself is off its CPU often enough for its own to be read.
             *vcpu.exits.lock() = context.counters.clone();
         }
-        drop(guard);
         state.interruptible.store(false, Ordering::Relaxed);
         state.load.fetch_sub(place.weight, Ordering::Relaxed);
-        self.leave(state, vcpu, stop, gives_way, rip);
+        let entity = vcpu.entity.lock();
+        // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
+        drop(guard);
+        self.leave(state, vcpu, entity, stop, gives_way, rip);
     }
 
     /// Runs until something takes the CPU from the vCPU; whether that is somebody who was woken.
@@ -211,6 +215,7 @@ impl<V: Vendor> Kernel<V> {
         &'static self,
         state: &CpuState<V>,
         vcpu: &Ref<Vcpu<V>>,
+        mut entity: MutexGuard<'_, Entity>,
         stop: Stop,
         gives_way: bool,
         rip: u64,
@@ -218,7 +223,6 @@ impl<V: Vendor> Kernel<V> {
         let now = time::tsc();
         let units = &self.sched.units;
         let note = |kind| trace::record(kind, vcpu.domain.number, vcpu.index, 0);
-        let mut entity = vcpu.entity.lock();
         let ran = entity.change(Activity::Held, now);
         entity.charge(ran, units);
         vcpu.must_leave.store(false, Ordering::SeqCst);
