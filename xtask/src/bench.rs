@@ -28,6 +28,8 @@ const GUEST: &str = "bench";
 const MEMORY: u32 = 2048;
 /// Counting instructions is slow, and so is the firmware then.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// Lines that are shown of a machine that did not get to its end.
+const LAST_WORDS: usize = 12;
 
 /// The options of `cargo xtask bench`.
 #[derive(Debug, Args)]
@@ -80,6 +82,9 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     let figures: Vec<_> = lines.iter().filter_map(|line| figure(line)).collect();
     if ending != Ending::Status(0) || figures.is_empty() {
         step.done("FAILED");
+        for line in lines.iter().rev().take(LAST_WORDS).rev() {
+            eprintln!("  {line}");
+        }
         anyhow::bail!(
             "the machine did not get to its end ({ending:?})\n  try: cargo xtask run --on {kind} --append '{command_line}'"
         );
