@@ -142,6 +142,11 @@ calls! {
     DEVICE_RELEASE = 0x51;
     /// `(H domain, index of the vCPU, value)` Completes the access that the vCPU waits for; the value is what a read gives.
     DEVICE_COMPLETE = 0x52;
+    /// `(H domain, line, level)` Sets an input of the domain's I/O APIC: [`crate::device::line`]. Level 1: active; 0: not.
+    DEVICE_LINE = 0x53;
+    /// `(H domain, address, data)` Sends a message-signalled interrupt into the domain: what a device would write, and where (SDM vol.
+    /// 3 11.11).
+    DEVICE_MSI = 0x54;
 
     // Physical.
 

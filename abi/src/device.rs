@@ -12,6 +12,17 @@ pub mod kind {
     pub const PORTS: u32 = 1;
     /// Guest-physical addresses without memory.
     pub const MMIO: u32 = 2;
+    /// Interrupt acknowledge cycles, which ask for the vector when [`super::line::INTR`] interrupts a vCPU: the claim's range is 0, 1.
+    pub const ACKNOWLEDGE: u32 = 3;
+}
+
+/// Lines of `DEVICE_LINE`.
+pub mod line {
+    /// Inputs of the I/O APIC, from 0.
+    pub const PINS: u32 = 24;
+    /// The output of a pair of 8259A, which is wired to LINT0 of the local APICs. While it is active and a vCPU takes it, the
+    /// claimer of [`super::kind::ACKNOWLEDGE`] is asked for the vector.
+    pub const INTR: u32 = 24;
 }
 
 /// A claim: `DEVICE_CLAIM`.

@@ -21,6 +21,21 @@ pub struct DomainConfig {
     pub handles: u32,
     /// Most vCPUs, 1 to [`MAX_VCPUS`]. CPUID shows so many.
     pub vcpus: u32,
+    /// What machine its vCPUs see: bits of [`platform`].
+    pub platform: u32,
+    /// 0.
+    pub reserved: u32,
+    /// For a [`platform::PC`]: the Unix time in nanoseconds when the clock of `CLOCK` was 0, from which the guest's wall clock is told.
+    pub wall_clock: u64,
+}
+
+/// What machine a domain's vCPUs see: bits of [`DomainConfig::platform`].
+pub mod platform {
+    /// A PC's processors: each vCPU has a local APIC, the domain has an I/O APIC; vCPUs but the first wait for INIT and SIPI; MSRs and
+    /// CPUID leaves tell the time as KVM does. Without it a vCPU's interrupts are bare: `VCPU_INTERRUPT`, `EVENT_BIND_VECTOR`.
+    pub const PC: u32 = 1 << 0;
+    /// All bits that have a meaning.
+    pub const ALL: u32 = PC;
 }
 
 impl DomainConfig {
@@ -323,7 +338,7 @@ pub struct StreamHeader {
     pub end: u64,
 }
 
-const _: () = assert!(size_of::<DomainConfig>() == 56);
+const _: () = assert!(size_of::<DomainConfig>() == 72);
 const _: () = assert!(size_of::<DomainInfo>() == 144);
 const _: () = assert!(size_of::<Schedule>() == 16);
 const _: () = assert!(size_of::<VcpuInfo>() == 32 + 9 * 8 + EXITS * 8);

@@ -124,6 +124,9 @@ pub(crate) fn build<V: Vendor>(
         heap: limit.heap,
         handles: MAX_HANDLES,
         vcpus: 1,
+        platform: 0,
+        reserved: 0,
+        wall_clock: 0,
     };
     let number = kernel
         .new_number()

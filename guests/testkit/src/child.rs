@@ -123,6 +123,9 @@ pub fn config(name: &[u8]) -> DomainConfig {
         heap: DomainConfig::usual_heap(1),
         handles: 16,
         vcpus: 1,
+        platform: 0,
+        reserved: 0,
+        wall_clock: 0,
     };
     for (place, byte) in config.name.iter_mut().zip(name) {
         *place = *byte;

@@ -5,13 +5,13 @@ use plinth_abi::device::DATA;
 use super::access::{self, Fault};
 use super::mmio::{self, Pending, Registers, Step};
 use super::string::{self, StringAccess};
-use super::{Next, instruction, io};
+use super::{Next, apic, instruction, io};
 use crate::mem::walk::Intent;
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Access, ClaimKind, Context, Ending, Run};
 use crate::trace::Counter;
 use crate::virt::exit::{Io, NestedFault};
-use crate::virt::{SegmentName, Vcpu as _, Vendor};
+use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
 
 /// What has to be done when a claimer has answered.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub enum Completion {
     String(StringAccess, u32),
     /// An instruction that touched an address, of so many bytes.
     Mmio(Pending, u8),
+    /// An interrupt acknowledge cycle: the answer is the vector.
+    Acknowledge,
 }
 
 /// Steps of one instruction: a read, a write, and the end.
@@ -41,6 +43,14 @@ pub fn complete<V: Vendor>(
             let mut registers = registers(vcpu);
             let step = pending.complete(value, &mut registers);
             walk(vcpu, run, step, registers, length)
+        }
+        Completion::Acknowledge => {
+            // Without an answer there was no interrupt.
+            if let Ok(vector) = u8::try_from(value) {
+                // Nothing else is being delivered: that was looked at before.
+                let _ = vcpu.hw.inject(Event::external(vector));
+            }
+            Next::Resume
         }
     }
 }
@@ -157,11 +167,13 @@ pub(super) fn nested_fault<V: Vendor>(
     fault: NestedFault,
 ) -> (Counter, Next) {
     // The delivery of an event to a device's memory is nothing that an instruction does.
-    let claimed = !fault.present
+    let served = apic::page(vcpu, fault.gpa).is_some()
+        || vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
+    let claimed = served
+        && !fault.present
         && !vcpu.hw.delivers_event()
         && !fault.fetch
-        && !fault.table_walk
-        && vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
+        && !fault.table_walk;
     if !claimed {
         return (Counter::NestedFault, vcpu.end(Ending::NestedFault(fault)));
     }
@@ -202,7 +214,8 @@ fn walk<V: Vendor>(
             Step::Done => {
                 put(vcpu, &registers);
                 vcpu.hw.skip(length);
-                return Next::Resume;
+                // An interrupt controller may let one through now.
+                return vcpu.deliver_interrupt(run.vcpu);
             }
             Step::Repeat => {
                 put(vcpu, &registers);
@@ -240,7 +253,7 @@ enum Made {
 /// Makes one access of an instruction, to memory or to what is claimed.
 fn make<V: Vendor>(
     vcpu: &mut Context<V>,
-    run: &Run<'_, V>,
+    run: &mut Run<'_, V>,
     wanted: &mmio::Access,
 ) -> Result<Made, Fault> {
     let name = access::segment_name(wanted.segment);
@@ -255,6 +268,15 @@ fn make<V: Vendor>(
         Intent::Read
     };
     let gpa = access::translate(vcpu, linear, intent)?;
+    if let Some(page) = apic::page(vcpu, gpa) {
+        let value = if wanted.write {
+            apic::write(vcpu, run, page, gpa, wanted.size, wanted.value);
+            0
+        } else {
+            apic::read(vcpu, run, page, gpa, wanted.size)
+        };
+        return Ok(Made::Memory(value));
+    }
     if vcpu.domain.has_claim(ClaimKind::Mmio, gpa.get()) {
         return tell(vcpu, run, wanted, gpa);
     }

@@ -2,10 +2,10 @@
 //! nested paging its accesses do not exit.
 
 use super::access::{self, Fault};
-use super::{Next, instruction, raise};
+use super::{Next, apic, instruction, raise};
 use crate::arch::fpu;
 use crate::decode::{Operand, Operation};
-use crate::object::Context;
+use crate::object::{Context, Run};
 use crate::rules::GeneralProtection;
 use crate::rules::cr::{self, ControlState, Effect};
 use crate::virt::exit::ControlRegister;
@@ -44,7 +44,11 @@ pub(super) fn state<V: Vendor>(vcpu: &Context<V>) -> ControlState {
 }
 
 /// Serves an access to a control register.
-pub(super) fn handle<V: Vendor>(vcpu: &mut Context<V>, access: ControlRegister) -> Next {
+pub(super) fn handle<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &Run<'_, V>,
+    access: ControlRegister,
+) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,
@@ -71,7 +75,8 @@ pub(super) fn handle<V: Vendor>(vcpu: &mut Context<V>, access: ControlRegister) 
     match result {
         Ok(()) => {
             vcpu.hw.skip(length);
-            Next::Resume
+            // With another priority one may be taken that had to wait.
+            vcpu.deliver_interrupt(run.vcpu)
         }
         Err(fault) => fault.next(vcpu),
     }
@@ -132,7 +137,8 @@ fn write<V: Vendor>(vcpu: &mut Context<V>, register: u8, value: u64) -> Result<(
             Ok(())
         }
         8 => {
-            vcpu.task_priority = cr::write_cr8(value)?;
+            let class = cr::write_cr8(value)?;
+            apic::set_task_priority(vcpu, class);
             Ok(())
         }
         _ => Err(Fault::Exception(Event::UD)),
@@ -143,7 +149,7 @@ fn read<V: Vendor>(vcpu: &mut Context<V>, register: u8, number: u8) -> Result<()
     let value = match register {
         0 => vcpu.hw.cr0(),
         4 => vcpu.hw.cr4(),
-        8 => u64::from(vcpu.task_priority),
+        8 => u64::from(apic::task_priority(vcpu)),
         _ => return Err(Fault::Exception(Event::UD)),
     };
     set_gpr(vcpu, number, value);

@@ -4,6 +4,7 @@
 //! cannot fail but by ending the guest: a guest's error is its own.
 
 mod access;
+mod apic;
 mod claimed;
 mod control;
 mod cpuid;
@@ -59,9 +60,9 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
         Exit::Halt => (Counter::Halt, halt(vcpu)),
         Exit::Pause => (Counter::Pause, instruction::skip_and(vcpu, Next::Yield)),
         Exit::Io(access) => (Counter::Io, io::handle(vcpu, run, access)),
-        Exit::ReadMsr => (Counter::Msr, msr::read(vcpu)),
-        Exit::WriteMsr => (Counter::Msr, msr::write(vcpu)),
-        Exit::ControlRegister(access) => (Counter::ControlRegister, control::handle(vcpu, access)),
+        Exit::ReadMsr => (Counter::Msr, msr::read(vcpu, run)),
+        Exit::WriteMsr => (Counter::Msr, msr::write(vcpu, run)),
+        Exit::ControlRegister(access) => (Counter::ControlRegister, control::handle(vcpu, run, access)),
         Exit::NestedFault(fault) => claimed::nested_fault(vcpu, run, fault),
         Exit::NestedMisconfiguration(gpa) => (
             Counter::NestedFault,
@@ -72,10 +73,7 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
         Exit::TaskSwitch { selector } => {
             (Counter::Other, vcpu.end(Ending::TaskSwitch { selector }))
         }
-        Exit::InterruptWindow => {
-            vcpu.deliver_interrupt(run.vcpu);
-            (Counter::InterruptWindow, Next::Resume)
-        }
+        Exit::InterruptWindow => (Counter::InterruptWindow, vcpu.deliver_interrupt(run.vcpu)),
         Exit::TripleFault => (Counter::Other, vcpu.end(Ending::TripleFault)),
         Exit::EntryFailed(failure) => (Counter::Other, vcpu.end(Ending::EntryFailed(failure))),
         Exit::Unexpected { code, info1, info2 } => (

@@ -2,10 +2,11 @@
 
 use core::marker::PhantomData;
 
-use super::{Next, control, instruction, raise};
+use super::{Next, apic, control, instruction, raise};
 use crate::arch::msr::Msr;
 use crate::arch::time;
-use crate::object::Context;
+use crate::object::{Context, Run};
+use crate::rules::GeneralProtection;
 use crate::rules::cr::ControlState;
 use crate::rules::msr::{self, Context as Rules};
 use crate::virt::{Event, Vcpu as VendorVcpu, Vendor};
@@ -44,35 +45,58 @@ impl<V: Vendor> Rules for View<'_, V> {
 }
 
 /// RDMSR. The CPU has checked CPL 0, under SVM too: its bitmap is consulted after the check.
-pub(super) fn read<V: Vendor>(vcpu: &mut Context<V>) -> Next {
+pub(super) fn read<V: Vendor>(vcpu: &mut Context<V>, run: &Run<'_, V>) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,
     };
     let number = vcpu.hw.gprs().rcx as u32;
+    if let Some(result) = apic::read_msr(vcpu, run, number) {
+        return finish_read(vcpu, length, result);
+    }
     let view = View::<V> {
         control: control::state(vcpu),
         hw: &mut vcpu.hw,
         vendor: PhantomData,
     };
-    match msr::read(number, &vcpu.msrs, vcpu.cpuid.features(), &view) {
+    let result = msr::read(number, &vcpu.msrs, vcpu.cpuid.features(), &view);
+    finish_read(vcpu, length, result)
+}
+
+#[inline(always)]
+fn finish_read<V: Vendor>(
+    vcpu: &mut Context<V>,
+    length: u8,
+    result: Result<u64, GeneralProtection>,
+) -> Next {
+    match result {
         Ok(value) => {
             vcpu.hw.gprs_mut().set_edx_eax(value);
             vcpu.hw.skip(length);
             Next::Resume
         }
-        Err(_) => raise(vcpu, Event::GP0),
+        Err(GeneralProtection) => raise(vcpu, Event::GP0),
     }
 }
 
 /// WRMSR.
-pub(super) fn write<V: Vendor>(vcpu: &mut Context<V>) -> Next {
+pub(super) fn write<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
         Err(next) => return next,
     };
     let gprs = vcpu.hw.gprs();
     let (number, value) = (gprs.rcx as u32, gprs.edx_eax());
+    if let Some(result) = apic::write_msr(vcpu, run, number, value) {
+        return match result {
+            Ok(()) => {
+                vcpu.hw.skip(length);
+                vcpu.deliver_interrupt(run.vcpu)
+            }
+            Err(GeneralProtection) => raise(vcpu, Event::GP0),
+        };
+    }
+    let offset = vcpu.msrs.tsc_offset;
     let control = control::state(vcpu);
     let mut view = View::<V> {
         control,
@@ -88,8 +112,11 @@ pub(super) fn write<V: Vendor>(vcpu: &mut Context<V>) -> Next {
     ) {
         Ok(()) => {
             vcpu.hw.skip(length);
+            if vcpu.msrs.tsc_offset != offset {
+                vcpu.tsc_moved(run, offset);
+            }
             Next::Resume
         }
-        Err(_) => raise(vcpu, Event::GP0),
+        Err(GeneralProtection) => raise(vcpu, Event::GP0),
     }
 }

@@ -7,6 +7,7 @@ use plinth_abi::{Claim as Wanted, Slot, Status, rights};
 use super::Done;
 use super::caller::{Caller, living, number};
 use crate::arch::irq;
+use crate::intc::Message;
 use crate::log;
 use crate::mem::nested::GPA_LIMIT;
 use crate::mem::{Amounts, Charge, PAGE_SIZE};
@@ -30,6 +31,7 @@ pub(super) fn claim<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, S
         .ok_or(Status::BAD_ARGUMENT)?;
     let sound = match kind {
         ClaimKind::Ports => end <= PORTS,
+        ClaimKind::Acknowledge => wanted.first == 0 && end == 1 && domain.pc.is_some(),
         ClaimKind::Mmio => {
             end <= GPA_LIMIT
                 && wanted.first.is_multiple_of(PAGE_SIZE)
@@ -74,6 +76,31 @@ pub(super) fn complete<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done
     living(&domain)?;
     let vcpu = domain.vcpu(index).ok_or(Status::NOT_FOUND)?;
     vcpu.complete(value)?;
+    Ok(Done::Value(0))
+}
+
+/// A line of the domain's I/O APIC, or of its 8259A pair's output, changes.
+pub(super) fn line<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
+    let [domain, line, level, ..] = caller.arguments();
+    let domain = caller.domain_of(domain, rights::DEVICE)?;
+    let line = number(line)?;
+    if level > 1 {
+        return Err(Status::BAD_ARGUMENT);
+    }
+    living(&domain)?;
+    let pc = domain.pc.as_ref().ok_or(Status::WRONG_STATE)?;
+    domain.set_line(pc, line, level == 1)?;
+    Ok(Done::Value(0))
+}
+
+/// A device sends a message-signalled interrupt.
+pub(super) fn message<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
+    let [domain, address, data, ..] = caller.arguments();
+    let domain = caller.domain_of(domain, rights::DEVICE)?;
+    let message = Message::of_msi(address, number(data)?).ok_or(Status::BAD_ARGUMENT)?;
+    living(&domain)?;
+    let pc = domain.pc.as_ref().ok_or(Status::WRONG_STATE)?;
+    domain.send(pc, &message, None);
     Ok(Done::Value(0))
 }
 

@@ -1,7 +1,7 @@
 //! Calls on domains.
 
 use plinth_abi::call::{CONSOLE_MAX, COPY_MAX, STREAM_MAX, watch};
-use plinth_abi::domain::{MAX_HANDLES, MAX_VCPUS};
+use plinth_abi::domain::{MAX_HANDLES, MAX_VCPUS, platform};
 use plinth_abi::{DomainConfig, DomainInfo, DomainState, Status, StreamHeader, rights};
 
 use super::Done;
@@ -23,6 +23,8 @@ pub(super) fn create<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, 
         || !(1..=MAX_VCPUS).contains(&config.vcpus)
         || config.frames < DomainConfig::LEAST_FRAMES
         || config.heap < DomainConfig::LEAST_HEAP
+        || config.platform & !platform::ALL != 0
+        || config.reserved != 0
     {
         return Err(Status::BAD_ARGUMENT);
     }

@@ -125,6 +125,8 @@ fn dispatch<V: Vendor>(caller: &mut Caller<'_, '_, V>, number: Call) -> Result<D
         Call::DEVICE_CLAIM => device::claim(caller),
         Call::DEVICE_RELEASE => device::release(caller),
         Call::DEVICE_COMPLETE => device::complete(caller),
+        Call::DEVICE_LINE => device::line(caller),
+        Call::DEVICE_MSI => device::message(caller),
         Call::IRQ_BIND => device::bind_irq(caller),
         Call::IRQ_ACK => device::acknowledge_irq(caller),
         Call::PORTS_ENABLE => device::enable_ports(caller),

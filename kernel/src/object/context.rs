@@ -4,11 +4,12 @@ use core::fmt::{self, Write};
 
 use plinth_abi::{Status, VcpuState};
 
-use super::{Domain, Ending, Vcpu, take_pending};
+use super::{Access, ClaimKind, Clock, Domain, Ending, Now, Pc, Vcpu, take_pending};
 use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
 use crate::exit::{self, Completion, LengthCache, Next};
+use crate::intc::{LocalApic, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
 use crate::rules::cr::{self, is_pae_paging};
@@ -28,6 +29,14 @@ pub struct Context<V: Vendor> {
     pub hw: V::Vcpu,
     /// CR8, where no hardware keeps it: the priority class that interrupts must exceed, 0 to 15.
     pub task_priority: u8,
+    /// Its local APIC, in a domain that is a PC. What others ask of it is in [`Vcpu::requests`].
+    pub apic: Option<LocalApic>,
+    /// How it wants to be told the time.
+    pub clock: Clock,
+    /// When its slice ends, or somebody else wakes on its CPU: value of the TSC.
+    slice_end: u64,
+    /// When its APIC's timer expires: value of the host's TSC.
+    timer_end: u64,
     /// MSRs that no hardware switches.
     pub msrs: MsrState,
     /// Lengths of instructions that exited, where the CPU does not tell them.
@@ -63,6 +72,8 @@ pub enum Waiting {
     Interrupt,
     /// The answer of whoever claimed a device: then [`Context::completion`] follows.
     Device,
+    /// A start-up message: after INIT.
+    StartUp,
 }
 
 /// Where a vCPU runs: what handlers of its exits may need besides its context.
@@ -108,7 +119,7 @@ impl<V: Vendor> Context<V> {
     ///
     /// # Errors
     /// `OVER_BUDGET`, `NO_MEMORY`.
-    pub fn new(domain: &Ref<Domain<V>>, index: u32) -> Result<Self, Status> {
+    pub fn new(domain: &Ref<Domain<V>>, index: u32, requests: &Requests) -> Result<Self, Status> {
         let amounts = Amounts {
             frames: V::FRAMES_PER_VCPU,
             memory_frames: 0,
@@ -118,16 +129,30 @@ impl<V: Vendor> Context<V> {
         let hw =
             V::Vcpu::new(domain.hardware(), domain.nested_root()).map_err(|_| Status::NO_MEMORY)?;
         let vector_state = XsaveArea::new().ok_or(Status::NO_MEMORY)?;
+        let is_bootstrap = index == 0;
+        let apic = domain
+            .pc
+            .as_ref()
+            .map(|_| LocalApic::new(is_bootstrap, requests));
+        let waiting = if apic.is_some() && !is_bootstrap {
+            Waiting::StartUp
+        } else {
+            Waiting::Nothing
+        };
         Ok(Self {
             domain: domain.clone(),
             cpuid: domain.cpuid.clone(),
             index,
             hw,
             task_priority: 0,
-            msrs: MsrState::new(index == 0),
+            apic,
+            clock: Clock::default(),
+            slice_end: u64::MAX,
+            timer_end: u64::MAX,
+            msrs: MsrState::new(),
             lengths: LengthCache::default(),
             counters: Counters::default(),
-            waiting: Waiting::Nothing,
+            waiting,
             completion: None,
             ending: Ending::Halted,
             returned_interrupt: None,
@@ -184,26 +209,39 @@ impl<V: Vendor> Context<V> {
         result?;
         self.xcr0 = state.xcr0;
         self.debug_addresses = state.dr;
+        self.forget_wait(vcpu);
+        Ok(())
+    }
+
+    /// It waits for nothing.
+    fn forget_wait(&mut self, vcpu: &Vcpu<V>) {
         self.waiting = Waiting::Nothing;
         self.completion = None;
         let mut device = vcpu.device.lock();
         device.claim = None;
         device.answer = None;
-        Ok(())
     }
 
     /// An interrupt that the next entry would deliver is pending again. Attached.
     fn take_back_interrupt(&mut self, vcpu: &Vcpu<V>) {
         self.put_returned_interrupt(vcpu);
         if let Some(vector) = self.hw.withdraw_interrupt() {
-            vcpu.put_interrupt(vector);
+            self.put_back(vcpu, vector);
+        }
+    }
+
+    /// An interrupt that was taken did not get into the guest.
+    fn put_back(&mut self, vcpu: &Vcpu<V>, vector: u8) {
+        match &mut self.apic {
+            Some(apic) => apic.put_back(vector, &vcpu.requests),
+            None => vcpu.requests.put_back(vector, false),
         }
     }
 
     /// An interrupt whose delivery an exception interrupted is pending again.
     fn put_returned_interrupt(&mut self, vcpu: &Vcpu<V>) {
         if let Some(vector) = self.returned_interrupt.take() {
-            vcpu.put_interrupt(vector);
+            self.put_back(vcpu, vector);
         }
     }
 
@@ -244,6 +282,7 @@ impl<V: Vendor> Context<V> {
     /// Lets the vCPU go on if what it waits for has come; else why it still waits. Attached.
     pub fn go_on(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
         self.put_returned_interrupt(run.vcpu);
+        self.look_at_apic(run.vcpu);
         match self.waiting {
             Waiting::Nothing => {}
             Waiting::Event { deadline } => {
@@ -257,15 +296,15 @@ impl<V: Vendor> Context<V> {
                 gprs.rdx = value;
             }
             Waiting::Interrupt => {
-                // Only with interrupts on does one end HLT.
-                let open = self.hw.rflags() & RFLAGS_IF != 0;
-                if !open || !run.vcpu.can_be_interrupted() {
-                    return Some(Stop::Halted);
-                }
-                if run.vcpu.highest_interrupt().is_none() {
-                    return Some(Stop::Blocked(u64::MAX));
+                if let Some(stop) = self.halt(run.vcpu) {
+                    return Some(stop);
                 }
             }
+            Waiting::StartUp => match run.vcpu.requests.take_startup() {
+                Some(vector) => self.start_up(vector),
+                // Only another vCPU's message ends this.
+                None => return Some(Stop::Halted),
+            },
             Waiting::Device => {
                 let answer = run.vcpu.device.lock().answer.take();
                 let (Some(answer), Some(completion)) = (answer, self.completion) else {
@@ -280,23 +319,209 @@ impl<V: Vendor> Context<V> {
             }
         }
         self.waiting = Waiting::Nothing;
-        self.deliver_interrupt(run.vcpu);
-        None
+        match self.deliver_interrupt(run.vcpu) {
+            Next::Wait => self.go_on(run),
+            _ => None,
+        }
     }
 
-    /// Sees to it that the guest takes the highest of its pending interrupts as soon as it can. Attached.
-    pub fn deliver_interrupt(&mut self, vcpu: &Vcpu<V>) {
-        self.put_returned_interrupt(vcpu);
-        let Some(vector) = vcpu.highest_interrupt() else {
+    /// What HLT waits for: an interrupt that it takes, or an NMI; `None`: there is one.
+    fn halt(&self, vcpu: &Vcpu<V>) -> Option<Stop> {
+        if self.apic.is_some() && vcpu.requests.has_nmi() {
+            return None;
+        }
+        // Only with interrupts on does one end HLT.
+        let open = self.hw.rflags() & RFLAGS_IF != 0;
+        if !open || self.apic.is_none() && !vcpu.can_be_interrupted() {
+            return Some(Stop::Halted);
+        }
+        let comes = self.next_interrupt(vcpu).is_some() || self.takes_from_pic();
+        (!comes).then(|| Stop::Blocked(self.timer_deadline()))
+    }
+
+    /// The vCPU runs and has been told to look at its requests. Why it stops, if it does. Attached.
+    pub fn attend(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
+        self.look_at_apic(run.vcpu);
+        if matches!(self.waiting, Waiting::StartUp) {
+            return self.go_on(run);
+        }
+        match self.deliver_interrupt(run.vcpu) {
+            Next::Wait => self.go_on(run),
+            _ => None,
+        }
+    }
+
+    /// The timer of its local APIC, and what others ask of that besides interrupts. Attached.
+    fn look_at_apic(&mut self, vcpu: &Vcpu<V>) {
+        let now = self.guest_tsc();
+        let Some(apic) = &mut self.apic else {
             return;
         };
+        apic.expire(&vcpu.requests, now);
+        let _ = apic.receive(&vcpu.requests);
+        if vcpu.requests.take_init() {
+            self.init(vcpu);
+        }
+    }
+
+    /// INIT (SDM vol. 3 table 11-1, 11.4.7.3): registers are as after a reset but for those that it does not name.
+    fn init(&mut self, vcpu: &Vcpu<V>) {
+        let before = self.hw.state();
+        let state = VcpuState {
+            pat: before.pat,
+            star: before.star,
+            lstar: before.lstar,
+            cstar: before.cstar,
+            sfmask: before.sfmask,
+            kernel_gs_base: before.kernel_gs_base,
+            sysenter_cs: before.sysenter_cs,
+            sysenter_esp: before.sysenter_esp,
+            sysenter_eip: before.sysenter_eip,
+            tsc_aux: before.tsc_aux,
+            rdx: VcpuState::RESET.rdx,
+            ..VcpuState::RESET
+        };
+        self.take_back_interrupt(vcpu);
+        // Every CPU can be entered in the state after a reset.
+        let _ = self.hw.set_state(&state);
+        debug::set_addresses(&[0; 4]);
+        self.forget_wait(vcpu);
+        if let Some(apic) = &mut self.apic {
+            apic.init_reset(&vcpu.requests);
+        }
+        // The bootstrap processor goes on at the reset vector (SDM vol. 3 10.4.2).
+        if self.index != 0 {
+            self.waiting = Waiting::StartUp;
+        }
+    }
+
+    /// A start-up message: real mode, at this page of the first MiB (SDM vol. 3 10.4.4).
+    fn start_up(&mut self, vector: u8) {
+        let mut state = self.hw.state();
+        state.cs.selector = u16::from(vector) << 8;
+        state.cs.base = u64::from(vector) << 12;
+        state.rip = 0;
+        // It is the state after INIT but for CS.
+        let _ = self.hw.set_state(&state);
+    }
+
+    /// The guest's TSC.
+    #[inline(always)]
+    pub fn guest_tsc(&self) -> u64 {
+        time::tsc().wrapping_add(self.msrs.tsc_offset)
+    }
+
+    /// The time, as the guest is told it.
+    pub fn now(&self) -> Now {
+        let tsc = time::tsc();
+        Now {
+            guest_tsc: tsc.wrapping_add(self.msrs.tsc_offset),
+            ns: time::ns_at_tsc(tsc),
+            tsc_hz: time::tsc_hz(),
+        }
+    }
+
+    /// The guest has set its TSC, which was ahead of the host's by `before`. Attached.
+    pub fn tsc_moved(&mut self, run: &mut Run<'_, V>, before: u64) {
+        let by = self.msrs.tsc_offset.wrapping_sub(before);
+        if let Some(apic) = &mut self.apic {
+            apic.tsc_moved(by);
+            self.rearm(run);
+        }
+        self.clock.tell_time(&self.domain, &self.now());
+    }
+
+    /// When the timer of its APIC expires: value of the host's TSC, `u64::MAX` for never.
+    fn timer_deadline(&self) -> u64 {
+        let Some(deadline) = self.apic.as_ref().and_then(LocalApic::next_deadline) else {
+            return u64::MAX;
+        };
+        let now = time::tsc();
+        let guest = now.wrapping_add(self.msrs.tsc_offset);
+        now.saturating_add(deadline.saturating_sub(guest))
+    }
+
+    /// Bounds its run: a value of the TSC. Attached.
+    pub fn set_deadline(&mut self, hardware: &mut V::Cpu, deadline: u64) {
+        self.slice_end = deadline;
+        self.timer_end = self.timer_deadline();
+        let first = self.slice_end.min(self.timer_end);
+        time::arm(first);
+        self.hw.set_deadline(hardware, first);
+    }
+
+    /// The timer of its APIC has been set. Attached.
+    pub fn rearm(&mut self, run: &mut Run<'_, V>) {
+        self.set_deadline(run.hardware, self.slice_end);
+    }
+
+    /// The highest of its pending interrupts, if its local APIC lets it through.
+    fn next_interrupt(&self, vcpu: &Vcpu<V>) -> Option<u8> {
+        match &self.apic {
+            Some(apic) => apic.deliverable(&vcpu.requests),
+            None => vcpu.requests.highest(),
+        }
+    }
+
+    /// Whether the 8259A pair interrupts it.
+    fn takes_from_pic(&self) -> bool {
+        self.domain.pc.as_ref().is_some_and(Pc::has_intr)
+            && self.apic.as_ref().is_some_and(LocalApic::accepts_extint)
+    }
+
+    /// Sees to it that the guest takes the highest of its pending interrupts as soon as it can. [`Next::Wait`]: its vector has to be
+    /// asked for. Attached.
+    #[inline]
+    pub fn deliver_interrupt(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
+        self.put_returned_interrupt(vcpu);
+        if vcpu.requests.has_nmi() && vcpu.requests.take_nmi() {
+            // An NMI makes no triple fault: it waits for what is being delivered.
+            let _ = self.hw.inject(Event::NMI);
+        }
+        let Some(vector) = self.next_interrupt(vcpu) else {
+            return self.ask_pic(vcpu);
+        };
         if self.hw.accepts_interrupt() && self.hw.inject(Event::external(vector)) {
-            vcpu.take_interrupt(vector);
-            if vcpu.highest_interrupt().is_none() {
-                return;
+            match &mut self.apic {
+                Some(apic) => {
+                    apic.accept(vector, &vcpu.requests);
+                }
+                None => {
+                    vcpu.requests.take(vector);
+                }
+            }
+            if self.next_interrupt(vcpu).is_none() {
+                return Next::Resume;
             }
         }
         self.hw.request_interrupt_window();
+        Next::Resume
+    }
+
+    /// Asks whoever serves the 8259A pair for a vector, if that interrupts it and it can take an interrupt.
+    fn ask_pic(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
+        if !self.takes_from_pic() {
+            return Next::Resume;
+        }
+        if !self.hw.accepts_interrupt() {
+            self.hw.request_interrupt_window();
+            return Next::Resume;
+        }
+        let cycle = Access {
+            address: 0,
+            size: 1,
+            write: false,
+            value: 0,
+            count: 1,
+            data: [0; plinth_abi::device::DATA],
+        };
+        if !self
+            .domain
+            .tell_claimer(ClaimKind::Acknowledge, vcpu, &cycle)
+        {
+            return Next::Resume;
+        }
+        self.wait_for_device(Completion::Acknowledge)
     }
 
     /// Enter, serve, enter again, until something stops it. Everything on this path is counted in instructions by the
@@ -316,8 +541,12 @@ impl<V: Vendor> Context<V> {
                 // delivery, at every entry anew (CVE-2015-5307, CVE-2015-8104): that comes before any interrupt could end
                 // the run, so the host's have to be taken here too.
                 trap::interrupt_window();
-                if time::tsc() >= deadline {
+                let now = time::tsc();
+                if now >= deadline {
                     return Stop::SliceOver;
+                }
+                if now >= self.timer_end {
+                    return Stop::Pending;
                 }
             }
             match next {
@@ -383,11 +612,6 @@ impl<V: Vendor> Context<V> {
         self.debug_addresses = debug::addresses();
         self.xcr0 = fpu::save(&mut self.vector_state);
         self.hw.detach(hardware);
-    }
-
-    /// Bounds the guest's run where no interrupt does (see [`crate::virt::Vcpu::set_deadline`]). Attached.
-    pub fn set_deadline(&mut self, hardware: &mut V::Cpu, deadline: u64) {
-        self.hw.set_deadline(hardware, deadline);
     }
 
     /// RIP; attached.

@@ -19,6 +19,8 @@ pub enum ClaimKind {
     Ports,
     /// Guest-physical addresses.
     Mmio,
+    /// Interrupt acknowledge cycles.
+    Acknowledge,
 }
 
 impl ClaimKind {
@@ -27,6 +29,7 @@ impl ClaimKind {
         match number {
             kind::PORTS => Some(Self::Ports),
             kind::MMIO => Some(Self::Mmio),
+            kind::ACKNOWLEDGE => Some(Self::Acknowledge),
             _ => None,
         }
     }
@@ -35,6 +38,7 @@ impl ClaimKind {
         match self {
             Self::Ports => kind::PORTS,
             Self::Mmio => kind::MMIO,
+            Self::Acknowledge => kind::ACKNOWLEDGE,
         }
     }
 }
@@ -136,7 +140,7 @@ impl<V: Vendor> Claim<V> {
         self.memory.write(at + first.len() as u64, rest)?;
         self.memory.write(at, first)?;
         let detail = match self.kind {
-            ClaimKind::Ports => access.address,
+            ClaimKind::Ports | ClaimKind::Acknowledge => access.address,
             ClaimKind::Mmio => access.address >> 12,
         };
         trace::record(Kind::DEVICE, vcpu.domain.number, vcpu.index, detail as u32);

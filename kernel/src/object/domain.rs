@@ -5,12 +5,12 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use plinth_abi::call::watch;
-use plinth_abi::domain::NAME;
+use plinth_abi::domain::{NAME, platform};
 use plinth_abi::{DomainConfig, DomainInfo, DomainState, Handle, Reason, Status};
 use spin::Mutex;
 
 use super::{
-    Access, Claim, ClaimKind, Console, Ending, Entry, Event, HandleTable, Kernel, Space, Vcpu,
+    Access, Claim, ClaimKind, Console, Ending, Entry, Event, HandleTable, Kernel, Pc, Space, Vcpu,
 };
 use crate::log;
 use crate::mem::guest::GuestMemoryError;
@@ -38,6 +38,8 @@ pub struct Domain<V: Vendor> {
     pub max_vcpus: u32,
     /// Where it is in its life, and its vCPUs.
     pub life: Mutex<Life<V>>,
+    /// What it has besides as a PC.
+    pub pc: Option<Pc>,
     /// vCPUs that have halted, and nothing that is known can wake them.
     pub halted: AtomicUsize,
     name: heapless::String<NAME>,
@@ -137,7 +139,8 @@ impl<V: Vendor> Domain<V> {
         let charge = Charge::new(&budget, Amounts::heap(Self::COST))?;
         let handles_charge = Charge::new(&budget, Amounts::default())?;
         let hardware = V::new_domain().map_err(|_| Status::NO_MEMORY)?;
-        let cpuid = kernel.cpuid(config.vcpus)?;
+        let is_pc = config.platform & platform::PC != 0;
+        let cpuid = kernel.cpuid(config.vcpus, is_pc)?;
         let space = Space::new(number, &budget).ok_or(Status::NO_MEMORY)?;
         let nested_root = space.root();
         let mut kept = heapless::String::new();
@@ -157,6 +160,7 @@ impl<V: Vendor> Domain<V> {
                 teardown: Teardown::Handles,
                 told_destroyed: false,
             }),
+            pc: is_pc.then(|| Pc::new(config.wall_clock)),
             halted: AtomicUsize::new(0),
             name: kept,
             hardware,

@@ -5,6 +5,7 @@
 //! queue of events and before its scheduling state.
 
 mod console;
+mod clock;
 mod context;
 mod device;
 mod domain;
@@ -12,10 +13,12 @@ mod ending;
 mod event;
 mod handles;
 mod memory;
+mod pc;
 mod registry;
 mod space;
 mod vcpu;
 
+pub use clock::{Clock, Now};
 pub use console::Console;
 pub use context::{Context, Run, Stop, Waiting};
 pub use device::{Access, Claim, ClaimKind};
@@ -23,6 +26,7 @@ pub use domain::{Domain, Life};
 pub use ending::Ending;
 pub use event::{Event, EventQueue, take_pending};
 pub use handles::HandleTable;
+pub use pc::Pc;
 pub use memory::{LARGEST, Memory, Run as MemoryRun};
 pub use registry::{Entry, Kernel, Object};
 pub use space::{Removed, Space, SpaceError};

@@ -117,17 +117,20 @@ impl<V: Vendor> Kernel<V> {
         }
     }
 
-    /// CPUID for domains of so many vCPUs.
+    /// CPUID for domains of so many vCPUs, with local APICs (`is_pc`) or without.
     ///
     /// # Errors
     /// `NO_MEMORY`.
-    pub fn cpuid(&self, vcpus: u32) -> Result<Ref<CpuidTable>, Status> {
+    pub fn cpuid(&self, vcpus: u32, is_pc: bool) -> Result<Ref<CpuidTable>, Status> {
         let mut tables = self.cpuid.lock();
-        if let Some(table) = tables.iter().find(|table| table.vcpus() == vcpus) {
+        if let Some(table) = tables.iter().find(|table| table.is_for(vcpus, is_pc)) {
             return Ok(table.clone());
         }
         let identity = GuestIdentity {
             vcpus,
+            local_apic: is_pc,
+            // The timer of a local APIC counts at the rate of the TSC.
+            apic_khz: if is_pc { self.identity.tsc_khz } else { 0 },
             ..self.identity
         };
         tables.try_reserve(1).map_err(|_| Status::NO_MEMORY)?;

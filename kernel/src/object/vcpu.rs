@@ -1,13 +1,14 @@
 //! A vCPU as others see it: the object that handles name. What runs is its [`Context`].
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use plinth_abi::{Status, VcpuInfo};
 use spin::Mutex;
 
 use super::{Context, Domain, EventQueue, Kernel};
 use crate::arch::time;
+use crate::intc::{Message, Requests};
 use crate::mem::{Amounts, Charge, Ref, try_box};
 use crate::sched::{Entity, NOWHERE, Waiter};
 use crate::trace::Counters;
@@ -27,12 +28,12 @@ pub struct Vcpu<V: Vendor> {
     pub events: Mutex<EventQueue<V>>,
     /// The device access that it waits for.
     pub device: Mutex<DeviceWait>,
+    /// Interrupts that are pending, and what else other CPUs ask of its local APIC.
+    pub requests: Requests,
     /// Exits by kind, as they were when its last slice ended.
     pub exits: Mutex<Counters>,
     /// It must leave its CPU: held, ended, or to be moved. Looked at when the CPU is kicked.
     pub must_leave: AtomicBool,
-    /// Interrupts that are pending, a bit for each vector.
-    interrupts: [AtomicU64; 4],
     /// Events bound to its vectors.
     vectors: AtomicU32,
     /// Its place among the timers of a CPU.
@@ -97,7 +98,9 @@ impl<V: Vendor> Vcpu<V> {
         };
         let charge = Charge::new(&domain.budget, amounts)?;
         let admission = Admission::new(domain.kernel)?;
-        let context = try_box(Context::new(domain, index)?).map_err(|_| Status::NO_MEMORY)?;
+        let requests = Requests::new(index);
+        let context = Context::new(domain, index, &requests)?;
+        let context = try_box(context).map_err(|_| Status::NO_MEMORY)?;
         Ref::new(Self {
             domain: domain.clone(),
             index,
@@ -105,9 +108,9 @@ impl<V: Vendor> Vcpu<V> {
             context: Mutex::new(Some(context)),
             events: Mutex::default(),
             device: Mutex::default(),
+            requests,
             exits: Mutex::default(),
             must_leave: AtomicBool::new(false),
-            interrupts: [const { AtomicU64::new(0) }; 4],
             vectors: AtomicU32::new(0),
             timer: AtomicUsize::new(NOWHERE),
             _admission: admission,
@@ -130,40 +133,12 @@ impl<V: Vendor> Vcpu<V> {
 
     /// Whether an interrupt could come that wakes it from HLT.
     pub fn can_be_interrupted(&self) -> bool {
-        self.vectors.load(Ordering::Relaxed) != 0 || self.highest_interrupt().is_some()
+        self.vectors.load(Ordering::Relaxed) != 0 || self.requests.highest().is_some()
     }
 
     /// An event is bound to one of its vectors (1), or no longer (-1).
     pub fn expect_interrupts(&self, change: i32) {
         self.vectors.fetch_add(change as u32, Ordering::Relaxed);
-    }
-
-    /// The highest vector that is pending.
-    pub fn highest_interrupt(&self) -> Option<u8> {
-        self.interrupts
-            .iter()
-            .enumerate()
-            .rev()
-            .find_map(|(index, word)| {
-                let bit = word.load(Ordering::Acquire).checked_ilog2()?;
-                Some((index as u32 * 64 + bit) as u8)
-            })
-    }
-
-    /// An interrupt is on its way into the guest.
-    pub fn take_interrupt(&self, vector: u8) {
-        if let Some(word) = self.interrupts.get(usize::from(vector / 64)) {
-            word.fetch_and(!(1 << (vector % 64)), Ordering::AcqRel);
-        }
-    }
-
-    /// Notes an interrupt, or puts one back that did not get into the guest; whether it was not pending yet.
-    pub fn put_interrupt(&self, vector: u8) -> bool {
-        let Some(word) = self.interrupts.get(usize::from(vector / 64)) else {
-            return false;
-        };
-        let bit = 1 << (vector % 64);
-        word.fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
     /// What `VCPU_INFO` tells.
@@ -186,12 +161,20 @@ impl<V: Vendor> Ref<Vcpu<V>> {
         self.domain.kernel.sched.wake(self);
     }
 
-    /// Makes an interrupt pending.
+    /// Makes an edge-triggered interrupt pending; a local APIC that is switched off ignores it.
     pub fn interrupt(&self, vector: u8) {
-        if !self.put_interrupt(vector) {
-            // Whoever made it pending has seen to it. To make the vCPU exit for each of a flood would leave it no time.
+        let message = Message::fixed(self.index, vector);
+        if self.domain.pc.is_some() && !self.requests.accepts(&message) {
             return;
         }
+        // Whoever made it pending before has seen to it. To make the vCPU exit for each of a flood would leave it no time.
+        if self.requests.raise(vector, false) {
+            self.prompt();
+        }
+    }
+
+    /// It is to look at its requests: wherever it runs or waits.
+    pub fn prompt(&self) {
         self.domain.kernel.sched.wake(self);
         // A vCPU that runs takes it when it is made to exit.
         self.domain.kernel.sched.kick(self);

@@ -7,7 +7,7 @@
 //! SDM vol. 4; vol. 3 13.11 (MTRRs), 13.12 (PAT), 16.3 (machine check), 19.17 (TSC); APM2 appendix A.
 //!
 //! Not offered, and so #GP: SPEC_CTRL, PRED_CMD and ARCH_CAPABILITIES, performance counters, the MSRs of VMX and SVM but for
-//! those below, OSVW, x2APIC registers and the TSC deadline.
+//! those below, OSVW. Those of the local APIC are in `intc`, those of KVM's clock in `object::Clock`.
 
 use super::cpuid::Features;
 use super::cr::{ControlState, write_efer};
@@ -29,6 +29,7 @@ pub mod number {
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_STATUS: u32 = 0x17a;
     pub const MISC_ENABLE: u32 = 0x1a0;
+    pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const DEBUGCTL: u32 = 0x1d9;
     pub const MTRR_VARIABLE: u32 = 0x200;
     pub const MTRR_FIXED_64K: u32 = 0x250;
@@ -65,10 +66,6 @@ const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
 const HWCR_WITHOUT_EFFECT: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 /// VM_CR: LOCK and SVMDIS (APM2 15.30.1): SVM is off and stays so.
 const VM_CR: u64 = 1 << 3 | 1 << 4;
-/// APIC_BASE: BSP, x2APIC mode, enabled (SDM vol. 3 12.4.4).
-const APIC_BASE_BSP: u64 = 1 << 8;
-const APIC_BASE_X2: u64 = 1 << 10;
-const APIC_BASE_ENABLE: u64 = 1 << 11;
 
 /// What the rules need of the vCPU and the machine.
 pub trait Context {
@@ -93,8 +90,6 @@ pub struct MsrState {
     pub tsc_offset: u64,
     /// TSC_ADJUST.
     pub tsc_adjust: u64,
-    /// APIC_BASE.
-    pub apic_base: u64,
     /// MISC_ENABLE.
     pub misc_enable: u64,
     /// MTRRdefType.
@@ -106,12 +101,11 @@ pub struct MsrState {
 }
 
 impl MsrState {
-    /// The state after reset; `bootstrap`: of the vCPU that starts first.
-    pub const fn new(bootstrap: bool) -> Self {
+    /// The state after reset.
+    pub const fn new() -> Self {
         Self {
             tsc_offset: 0,
             tsc_adjust: 0,
-            apic_base: 0xfee0_0000 | APIC_BASE_ENABLE | if bootstrap { APIC_BASE_BSP } else { 0 },
             misc_enable: MISC_ENABLE_RESET,
             mtrr_def_type: 0,
             mtrr_fixed: [0; 11],
@@ -179,7 +173,6 @@ pub fn read(
         n::TSC => Ok(context.host_tsc().wrapping_add(state.tsc_offset)),
         n::TSC_ADJUST if features.tsc_adjust => Ok(state.tsc_adjust),
         n::EFER if features.efer != 0 => Ok(context.control().efer),
-        n::APIC_BASE if features.local_apic => Ok(state.apic_base),
         n::MTRR_CAP if features.mtrr => Ok(MTRR_CAP),
         n::MTRR_DEF_TYPE if features.mtrr => Ok(state.mtrr_def_type),
         // No banks, nothing in progress.
@@ -228,7 +221,6 @@ pub fn write(
             let efer = write_efer(value, &context.control(), features.efer)?;
             context.set_efer(efer);
         }
-        n::APIC_BASE if features.local_apic => write_apic_base(value, state, features)?,
         n::MTRR_DEF_TYPE if features.mtrr => {
             // Type, FE and E (SDM vol. 3 13.11.2.1).
             only(value, 0xff | 1 << 10 | 1 << 11)?;
@@ -334,31 +326,6 @@ fn check_switched(msr: u32, value: u64, features: &Features) -> Result<u64, Gene
     }
 }
 
-/// APIC_BASE: reserved bits, and the legal changes of mode (SDM vol. 3 12.4.4, 12.12.5).
-fn write_apic_base(
-    value: u64,
-    state: &mut MsrState,
-    features: &Features,
-) -> Result<(), GeneralProtection> {
-    const MODE: u64 = APIC_BASE_X2 | APIC_BASE_ENABLE;
-    only(
-        value,
-        low_bits(features.physical_bits) & !0xfff | APIC_BASE_BSP | MODE,
-    )?;
-    let legal = match (state.apic_base & MODE, value & MODE) {
-        (_, APIC_BASE_X2) => false,
-        // x2APIC mode is entered from xAPIC mode, and left by disabling only.
-        (0, MODE) | (MODE, APIC_BASE_ENABLE) => false,
-        _ => true,
-    };
-    if !legal {
-        return Err(GeneralProtection);
-    }
-    // The BSP flag is the machine's to set.
-    state.apic_base = value & !APIC_BASE_BSP | state.apic_base & APIC_BASE_BSP;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -426,7 +393,7 @@ mod tests {
 
     impl Machine {
         fn new(features: Features) -> Self {
-            Self(MsrState::new(true), features, Fake::default())
+            Self(MsrState::new(), features, Fake::default())
         }
         fn read(&self, msr: u32) -> Result<u64, GeneralProtection> {
             read(msr, &self.0, &self.1, &self.2)
@@ -668,44 +635,6 @@ mod tests {
         assert_eq!(machine.write(n::DEBUGCTL, 1), Err(GP));
         assert_eq!(machine.write(n::BIOS_SIGN_ID, 0), Ok(()));
         assert_eq!(machine.read(n::BIOS_SIGN_ID), Ok(0));
-    }
-
-    #[test]
-    fn the_apics_mode_changes_as_the_manual_draws_it() {
-        let mut machine = Machine::new(INTEL);
-        assert_eq!(machine.read(n::APIC_BASE), Ok(0xfee0_0900));
-        assert_eq!(
-            machine.write(n::APIC_BASE, 0xfee0_0500),
-            Err(GP),
-            "x2APIC mode without enable"
-        );
-        assert_eq!(machine.write(n::APIC_BASE, 0xfee0_0c00), Ok(()));
-        assert_eq!(
-            machine.read(n::APIC_BASE),
-            Ok(0xfee0_0d00),
-            "the BSP flag stays"
-        );
-        assert_eq!(
-            machine.write(n::APIC_BASE, 0xfee0_0900),
-            Err(GP),
-            "x2APIC to xAPIC"
-        );
-        assert_eq!(machine.write(n::APIC_BASE, 0xfee0_0100), Ok(()));
-        assert_eq!(
-            machine.write(n::APIC_BASE, 0xfee0_0d00),
-            Err(GP),
-            "disabled to x2APIC"
-        );
-        assert_eq!(machine.write(n::APIC_BASE, 0xfee0_0900 | 1 << 40), Err(GP));
-        assert_eq!(machine.write(n::APIC_BASE, 0xfee0_0901), Err(GP));
-    }
-
-    #[test]
-    fn no_write_makes_a_bootstrap_processor() {
-        let mut machine = Machine::new(INTEL);
-        machine.0 = MsrState::new(false);
-        assert_eq!(machine.write(n::APIC_BASE, 0xfee0_0900), Ok(()));
-        assert_eq!(machine.read(n::APIC_BASE), Ok(0xfee0_0800));
     }
 
     proptest! {

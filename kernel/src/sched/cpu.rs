@@ -121,6 +121,10 @@ impl<V: Vendor> Kernel<V> {
         let slice = {
             let mut entity = vcpu.entity.lock();
             entity.switches += 1;
+            if context.clock.wants_steal_time() {
+                let stolen = entity.info(start).steal_ns;
+                context.clock.tell_steal_time(&vcpu.domain, stolen);
+            }
             entity.slice(start, &self.sched.units)
         };
         let deadline = start.saturating_add(slice);
@@ -179,7 +183,9 @@ impl<V: Vendor> Kernel<V> {
                 Look::GiveWay => return (Stop::SliceOver, true),
                 Look::GoOn if time::tsc() >= deadline => return (Stop::SliceOver, false),
                 Look::GoOn => {
-                    context.deliver_interrupt(run.vcpu);
+                    if let Some(stop) = context.attend(run) {
+                        return (stop, false);
+                    }
                     self.set_timer(state, context, run, deadline);
                 }
             }
@@ -205,9 +211,7 @@ impl<V: Vendor> Kernel<V> {
         deadline: u64,
     ) {
         let earliest = state.queue.lock().timers.earliest().unwrap_or(u64::MAX);
-        let deadline = deadline.min(earliest);
-        time::arm(deadline);
-        context.set_deadline(run.hardware, deadline);
+        context.set_deadline(run.hardware, deadline.min(earliest));
     }
 
     /// A vCPU has left the CPU: what it does next.

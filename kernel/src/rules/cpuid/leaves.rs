@@ -15,7 +15,7 @@ const LAST_BASIC_AMD: u32 = 0xd;
 const LAST_EXTENDED_INTEL: u32 = 0x8000_0008;
 const LAST_EXTENDED_AMD: u32 = 0x8000_0021;
 /// Hypervisor leaves end here; what lies behind is out of range.
-const HYPERVISOR_END: u32 = 0x4000_0100;
+const HYPERVISOR_END: u32 = 0x4000_0200;
 
 /// A mask of bits.
 const fn bits(list: &[u32]) -> u32 {
@@ -68,6 +68,10 @@ const X8_EBX: u32 = bits(&[9]);
 const X8_EBX_AMD: u32 = bits(&[0, 2, 9]);
 /// NoNestedDataBp, LFENCE always serialising, null selector clears base.
 const X21_EAX: u32 = bits(&[0, 2, 6]);
+
+/// KVM_FEATURE_NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME, MSI_EXT_DEST_ID and CLOCKSOURCE_STABLE (Linux's
+/// Documentation/virt/kvm/x86/cpuid.rst): what needs a hypercall of KVM's is not there.
+const KVM_FEATURES: u32 = bits(&[1, 3, 5, 15, 24]);
 
 // What needs the vector state that XCR0 may lack.
 const L1_ECX_AVX: u32 = bits(&[12, 28, 29]);
@@ -326,6 +330,11 @@ impl<'a> Source<'a> {
             }
             plinth::LEAF_VERSION => [plinth_abi::ABI_VERSION, 0, 0, 0],
             plinth::LEAF_FREQUENCY => [self.guest.tsc_khz, self.guest.apic_khz, 0, 0],
+            plinth::LEAF_KVM if self.guest.local_apic => {
+                let [b, c, d] = plinth::KVM_SIGNATURE;
+                [plinth::LEAF_KVM_FEATURES, b, c, d]
+            }
+            plinth::LEAF_KVM_FEATURES if self.guest.local_apic => [KVM_FEATURES, 0, 0, 0],
             0x8000_0000 => {
                 let [_, b, c, d] = host(leaf, 0);
                 [self.last_extended, b, c, d]

@@ -24,7 +24,7 @@ pub type Registers = [u32; 4];
 pub struct GuestIdentity {
     /// Number of vCPUs, at least 1.
     pub vcpus: u32,
-    /// The guest has local APICs: APIC, x2APIC and the TSC deadline are shown.
+    /// The guest has local APICs: APIC, x2APIC and the TSC deadline are shown, and KVM's leaves about time.
     pub local_apic: bool,
     /// INVPCID runs in the guest (VMX: "enable INVPCID").
     pub invpcid: bool,

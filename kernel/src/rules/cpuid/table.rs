@@ -60,6 +60,10 @@ impl CpuidTable {
                 plinth_abi::cpuid::LEAF_SIGNATURE,
                 plinth_abi::cpuid::LEAF_LAST,
             ),
+            (
+                plinth_abi::cpuid::LEAF_KVM,
+                plinth_abi::cpuid::LEAF_KVM_FEATURES,
+            ),
             (0x8000_0000, source.last_extended),
         ];
         for (first, last) in ranges {
@@ -94,9 +98,9 @@ impl CpuidTable {
         table
     }
 
-    /// vCPUs of the domain.
-    pub const fn vcpus(&self) -> u32 {
-        self.guest.vcpus
+    /// Whether it is that of domains with so many vCPUs, with local APICs or without.
+    pub const fn is_for(&self, vcpus: u32, local_apic: bool) -> bool {
+        self.guest.vcpus == vcpus && self.guest.local_apic == local_apic
     }
 
     /// Fills the answers that are found by index.

@@ -298,7 +298,7 @@ fn without_xsave_there_is_none_of_it() {
 fn a_leaf_out_of_range_is_the_highest_on_intel_and_zero_on_amd() {
     assert_eq!(intel(0x20, 1), intel(0x1f, 1));
     assert_eq!(intel(0x8000_0009, 1), intel(0x1f, 1));
-    assert_eq!(intel(0x4000_0100, 0), intel(0x1f, 0));
+    assert_eq!(intel(0x4000_0200, 0), intel(0x1f, 0));
     assert_eq!(amd(0xe, 0), [0; 4]);
     assert_eq!(amd(0x8000_0022, 0), [0; 4]);
     assert_eq!(amd(u32::MAX, 0), [0; 4]);
@@ -312,6 +312,20 @@ fn plinth_is_recognised() {
     assert_eq!(amd(0x4000_0001, 0), [plinth_abi::ABI_VERSION, 0, 0, 0]);
     assert_eq!(amd(0x4000_0010, 0)[0], 2_500_000);
     assert_eq!(amd(0x4000_0002, 0), [0; 4]);
+}
+
+#[test]
+fn kvms_clock_is_offered_with_local_apics_only() {
+    assert_eq!(amd(0x4000_0100, 0), [0; 4]);
+    let guest = GuestIdentity {
+        local_apic: true,
+        ..GUEST
+    };
+    let [a, b, c, d] = table(CpuVendor::Amd, &guest).get(0x4000_0100, 0, &VCPU);
+    let name: Vec<u8> = [b, c, d].into_iter().flat_map(u32::to_le_bytes).collect();
+    assert_eq!((a, &name[..]), (0x4000_0101, &b"KVMKVMKVM\0\0\0"[..]));
+    let [features, ..] = table(CpuVendor::Amd, &guest).get(0x4000_0101, 0, &VCPU);
+    assert_eq!(features, 0x0100_802a);
 }
 
 #[test]
