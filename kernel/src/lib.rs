@@ -13,6 +13,7 @@ pub mod boot;
 pub mod decode;
 pub mod exit;
 pub mod hypercall;
+pub mod intc;
 pub mod launch;
 pub mod log;
 pub mod mem;
