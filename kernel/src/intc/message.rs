@@ -83,9 +83,3 @@ impl Message {
         None
     }
 }
-impl Message {
-    /// An edge-triggered interrupt for the APIC with this identifier.
-    pub const fn fixed(id: u32, vector: u8) -> Self {
-        Self { destination: Destination::Physical(id), delivery: Delivery::Fixed(vector), level: false }
-    }
-}

@@ -8,7 +8,7 @@ use spin::Mutex;
 
 use super::{Context, Domain, EventQueue, Kernel};
 use crate::arch::time;
-use crate::intc::{Message, Requests};
+use crate::intc::{Delivery, Destination, Message, Requests};
 use crate::mem::{Amounts, Charge, Ref, try_box};
 use crate::sched::{Entity, NOWHERE, Waiter};
 use crate::trace::Counters;
@@ -163,7 +163,11 @@ impl<V: Vendor> Ref<Vcpu<V>> {
 
     /// Makes an edge-triggered interrupt pending; a local APIC that is switched off ignores it.
     pub fn interrupt(&self, vector: u8) {
-        let message = Message::fixed(self.index, vector);
+        let message = Message {
+            destination: Destination::Physical(self.index),
+            delivery: Delivery::Fixed(vector),
+            level: false,
+        };
         if self.domain.pc.is_some() && !self.requests.accepts(&message) {
             return;
         }
