@@ -231,7 +231,67 @@ impl VcpuState {
         state.efer = 0xd00; // NXE LMA LME
         state
     }
+
+    /// The state in which loaders of 32-bit systems enter them (Multiboot 0.6.96 3.2, Xen's PVH boot ABI): protected mode
+    /// without paging, flat segments, interrupts off, `entry` in RIP. There is neither a stack nor a valid GDT: the entered
+    /// code brings its own before it loads a segment register.
+    pub const fn protected_mode(entry: u32) -> Self {
+        let data = Segment {
+            selector: 0x10,
+            attributes: Segment::DATA,
+            limit: u32::MAX,
+            base: 0,
+        };
+        let mut state = Self::RESET;
+        state.rdx = 0;
+        state.rip = entry as u64;
+        state.cs = Segment {
+            selector: 8,
+            attributes: Segment::CODE32,
+            limit: u32::MAX,
+            base: 0,
+        };
+        state.ss = data;
+        state.ds = data;
+        state.es = data;
+        state.fs = data;
+        state.gs = data;
+        // PVH asks for a busy TSS without an I/O bitmap.
+        state.tr.limit = 0x67;
+        // PVH wants every writable bit clear but PE; ET reads as 1 on every CPU.
+        state.cr0 = 0x11;
+        state
+    }
 }
 
 const _: () = assert!(size_of::<Segment>() == 16);
 const _: () = assert!(size_of::<VcpuState>() == 18 * 8 + 10 * 16 + 22 * 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protected_mode_is_flat_and_without_paging() {
+        let state = VcpuState::protected_mode(0x10_0000);
+        assert_eq!(state.rip, 0x10_0000);
+        assert_eq!((state.cr0, state.cr4, state.efer), (0x11, 0, 0));
+        // IF, TF and VM are clear; bit 1 is always set.
+        assert_eq!(state.rflags, 2);
+        for segment in [state.cs, state.ss, state.ds, state.es, state.fs, state.gs] {
+            assert_eq!((segment.base, segment.limit), (0, u32::MAX));
+            assert!(segment.is_present() && segment.is_default_32() && !segment.is_long());
+            assert_eq!(segment.dpl(), 0);
+        }
+        assert_eq!(state.cs.attributes & 0xf, 0xb, "code, readable, accessed");
+        assert_eq!(state.ds.attributes & 0xf, 3, "data, writable, accessed");
+        assert_eq!(
+            (state.tr.base, state.tr.limit, state.tr.attributes),
+            (0, 0x67, Segment::TSS_BUSY)
+        );
+        let general = [
+            state.rax, state.rcx, state.rdx, state.rbx, state.rsp, state.rbp, state.rsi, state.rdi,
+        ];
+        assert_eq!(general, [0; 8]);
+    }
+}
