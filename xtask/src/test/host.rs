@@ -9,12 +9,13 @@ use crate::progress::{self, Step};
 use crate::workspace::{Workspace, cargo};
 
 /// The packages, and whether only their library can be built here.
-const PACKAGES: [(&str, Option<&str>); 7] = [
+const PACKAGES: [(&str, Option<&str>); 8] = [
     ("plinth-abi", None),
     ("plinth-kernel", Some("kernel")),
     ("plinth-loader", Some("bootimage/loader")),
     ("plinth-bootimage", None),
     ("plinth-image", None),
+    ("plinth-devices", None),
     ("plinth-guest-control", Some("guests/control")),
     ("xtask", None),
 ];
