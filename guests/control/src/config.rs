@@ -12,6 +12,7 @@ use core::str::FromStr;
 
 use plinth_abi::Schedule;
 use plinth_abi::domain::{MAX_VCPUS, NAME};
+use plinth_image::Format;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use toml::de::DeTable;
 
@@ -39,8 +40,16 @@ pub struct Machine {
     pub memory: Memory,
     /// vCPUs, 1 to 64.
     pub vcpus: Bounded<1, { MAX_VCPUS as i64 }>,
-    /// The executable's path in the archive; empty: `guests/NAME`.
+    /// The image's path in the archive; empty: `guests/NAME`.
     pub image: String,
+    /// What format the image has; it tells by itself, but for raw firmware.
+    pub format: Option<Word<ImageFormat>>,
+    /// Path of the initial RAM disk.
+    pub initrd: Option<String>,
+    /// Paths of modules that a Multiboot or PVH image is given.
+    pub modules: Vec<String>,
+    /// What machine the guest sees; unless said, the one that images of the format expect.
+    pub platform: Option<Word<Platform>>,
     /// What the guest is told at its start.
     pub command_line: CommandLine,
     /// Weight of each vCPU.
@@ -49,12 +58,14 @@ pub struct Machine {
     pub cap: Bounded<0, 100>,
     /// The CPU that all vCPUs run on.
     pub cpu: Option<Bounded<0, { u16::MAX as i64 }>>,
-    /// Devices that the control guest serves.
-    pub devices: Vec<Word<Device>>,
+    /// Devices that the control guest serves; unless said, all of a PC for a PC, else none.
+    pub devices: Option<Vec<Word<Device>>>,
     /// Whether it starts with the control guest.
     pub autostart: bool,
     /// What follows its end.
     pub on_end: Word<OnEnd>,
+    /// What follows when the guest resets its machine.
+    pub on_reboot: Word<OnEnd>,
     /// How it should end.
     pub expect: Word<Expect>,
     /// CPU time after which it is killed, all vCPUs together.
@@ -71,13 +82,18 @@ impl Default for Machine {
             memory: USUAL_MEMORY,
             vcpus: Bounded(1),
             image: String::new(),
+            format: None,
+            initrd: None,
+            modules: Vec::new(),
+            platform: None,
             command_line: CommandLine::default(),
             weight: Bounded(Schedule::USUAL.weight),
             cap: Bounded(Schedule::USUAL.cap),
             cpu: None,
-            devices: Vec::new(),
+            devices: None,
             autostart: false,
             on_end: Word(OnEnd::Keep),
+            on_reboot: Word(OnEnd::Restart),
             expect: Word(Expect::SUCCESS),
             time_limit: None,
             handles: Vec::new(),
@@ -134,9 +150,22 @@ impl Machine {
         self.handles.contains(&Word(grant))
     }
 
-    /// Whether it has this device.
-    pub fn has(&self, device: Device) -> bool {
-        self.devices.contains(&Word(device))
+    /// What machine the guest sees, whose image is of this format. Firmware of Plinth's own format comes without a PC.
+    pub fn platform(&self, format: Format, is_elf: bool) -> Platform {
+        match (&self.platform, format) {
+            (Some(platform), _) => platform.0,
+            (None, Format::Plinth) => Platform::Plain,
+            (None, Format::Firmware) if is_elf => Platform::Plain,
+            (None, _) => Platform::Pc,
+        }
+    }
+
+    /// Whether it has this device on that platform.
+    pub fn has(&self, device: Device, platform: Platform) -> bool {
+        match &self.devices {
+            Some(devices) => devices.contains(&Word(device)),
+            None => platform == Platform::Pc && device.is_usual(),
+        }
     }
 
     /// Whether it finds start information at its start.
@@ -205,10 +234,14 @@ impl FileError {
 }
 
 /// The keys, for who mistyped one.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 19] = [
     "memory",
     "vcpus",
     "image",
+    "format",
+    "initrd",
+    "modules",
+    "platform",
     "command-line",
     "weight",
     "cap",
@@ -216,6 +249,7 @@ const KEYS: [&str; 14] = [
     "devices",
     "autostart",
     "on-end",
+    "on-reboot",
     "expect",
     "time-limit",
     "handles",
@@ -435,16 +469,85 @@ impl FromStr for OnEnd {
 pub enum Device {
     /// Port 0xe9, as Bochs and QEMU have it: what is written there goes to the domain's console.
     DebugConsole,
+    /// Port 0xf4, as QEMU has it: what is written there ends the domain.
+    DebugExit,
+    /// COM1, a 16550A, which is the domain's console.
+    Com1,
+    /// The pair of 8259A interrupt controllers.
+    Pic,
+    /// The 8254 timer.
+    Pit,
+    /// The MC146818 clock.
+    Rtc,
+    /// ACPI's fixed hardware, and its tables.
+    Acpi,
+    /// The keyboard controller, without a keyboard.
+    I8042,
+}
+
+impl Device {
+    /// Every device by its name.
+    const NAMED: [(&str, Self); 8] = [
+        ("debug-console", Self::DebugConsole),
+        ("debug-exit", Self::DebugExit),
+        ("com1", Self::Com1),
+        ("pic", Self::Pic),
+        ("pit", Self::Pit),
+        ("rtc", Self::Rtc),
+        ("acpi", Self::Acpi),
+        ("i8042", Self::I8042),
+    ];
+
+    /// Whether a PC has it unless its file says otherwise.
+    const fn is_usual(self) -> bool {
+        !matches!(self, Self::DebugConsole | Self::DebugExit)
+    }
+}
+
+/// What machine a guest sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Platform {
+    /// vCPUs, memory and hypercalls.
+    Plain,
+    /// A PC: local APICs, an I/O APIC, and devices at its ports.
+    Pc,
+}
+
+impl FromStr for Platform {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "plain" => Ok(Self::Plain),
+            "pc" => Ok(Self::Pc),
+            _ => Err("expected `plain` or `pc`"),
+        }
+    }
+}
+
+/// What format an image has: one of [`plinth_image::Format`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ImageFormat(pub Format);
+
+impl FromStr for ImageFormat {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Format::named(text)
+            .map(Self)
+            .ok_or("expected `linux`, `pvh`, `multiboot`, `plinth` or `firmware`")
+    }
 }
 
 impl FromStr for Device {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "debug-console" => Ok(Self::DebugConsole),
-            _ => Err("expected `debug-console`, the only device so far"),
-        }
+        Self::NAMED
+            .into_iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, device)| device)
+            .ok_or("expected `debug-console`, `debug-exit`, `com1`, `pic`, `pit`, `rtc`, `acpi` or `i8042`")
     }
 }
 
@@ -532,7 +635,7 @@ mod tests {
                 weight: Bounded(512),
                 cap: Bounded(25),
                 cpu: Some(Bounded(1)),
-                devices: vec![Word(Device::DebugConsole)],
+                devices: Some(vec![Word(Device::DebugConsole)]),
                 autostart: true,
                 on_end: Word(OnEnd::Restart),
                 expect: Word(Expect::Status(3)),
@@ -611,7 +714,7 @@ mod tests {
         );
         assert_eq!(
             error("devices = [\n  \"debug-console\",\n  \"floppy\",\n]"),
-            "line 3: `devices`: `floppy` is none: expected `debug-console`, the only device so far"
+            "line 3: `devices`: `floppy` is none: expected `debug-console`, `debug-exit`, `com1`, `pic`, `pit`, `rtc`, `acpi` or `i8042`"
         );
         assert_eq!(
             error("handles = [\"root\"]"),

@@ -6,6 +6,19 @@ use core::str::FromStr;
 use plinth_abi::domain::fault;
 use plinth_abi::{DomainInfo, DomainState, Reason};
 
+/// Why a domain was killed, where that was not the operator's wish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// It used up its time.
+    TimeLimit,
+    /// It switched its machine off.
+    PowerOff,
+    /// It reset its machine.
+    Reset,
+    /// It wrote this to the port that ends the machine.
+    Exit(u32),
+}
+
 /// A domain's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ending {
@@ -15,31 +28,39 @@ pub struct Ending {
     pub rip: u64,
     /// That vCPU.
     pub vcpu: u32,
-    /// Whether it was killed because its time limit was reached.
-    out_of_time: bool,
+    /// Why it was killed.
+    cause: Option<Cause>,
 }
 
 impl Ending {
-    /// The end of a domain that has ended. `limited`: it was killed for its time limit.
-    pub fn of(info: &DomainInfo, limited: bool) -> Option<Self> {
+    /// The end of a domain that has ended; `cause`: of its being killed.
+    pub fn of(info: &DomainInfo, cause: Option<Cause>) -> Option<Self> {
         (info.state == DomainState::ENDED).then_some(Self {
             reason: info.reason,
             info: info.info,
             rip: info.rip,
             vcpu: info.ended_vcpu,
             // It may have ended by itself just before.
-            out_of_time: limited && info.reason == Reason::KILLED,
+            cause: cause.filter(|_| info.reason == Reason::KILLED),
         })
     }
 
-    /// Whether somebody killed it, for its time limit too.
+    /// Whether somebody killed it, for its time limit too, and it did not ask for that.
     pub fn is_kill(&self) -> bool {
-        self.reason == Reason::KILLED
+        self.reason == Reason::KILLED && matches!(self.cause, None | Some(Cause::TimeLimit))
     }
 
-    /// The status of a domain that ended itself.
+    /// The status of a domain that ended itself; a machine that is switched off has ended well.
     pub fn status(&self) -> Option<u64> {
-        (self.reason == Reason::STATUS).then_some(self.info[0])
+        match self.cause {
+            Some(Cause::PowerOff) => Some(0),
+            Some(Cause::Exit(status)) => Some(status.into()),
+            _ => (self.reason == Reason::STATUS).then_some(self.info[0]),
+        }
+    }
+
+    fn is_out_of_time(&self) -> bool {
+        self.cause == Some(Cause::TimeLimit)
     }
 }
 
@@ -48,7 +69,13 @@ impl fmt::Display for Ending {
         let [first, second, third] = self.info;
         match self.reason {
             Reason::STATUS => write!(f, "status {first}"),
-            Reason::KILLED if self.out_of_time => f.write_str("time limit used up"),
+            Reason::KILLED => match self.cause {
+                None => f.write_str("killed"),
+                Some(Cause::TimeLimit) => f.write_str("time limit used up"),
+                Some(Cause::PowerOff) => f.write_str("powered off"),
+                Some(Cause::Reset) => f.write_str("reset"),
+                Some(Cause::Exit(status)) => write!(f, "exit port, status {status}"),
+            },
             Reason::NESTED_FAULT => {
                 let has = |bit: u64| second & bit != 0;
                 let access = match (has(fault::WRITE), has(fault::FETCH)) {
@@ -120,9 +147,9 @@ impl Expect {
             Self::Status(status) => ending.status() == Some(status),
             Self::TripleFault => ending.reason == Reason::TRIPLE_FAULT,
             Self::NestedFault => ending.reason == Reason::NESTED_FAULT,
-            Self::Killed => ending.reason == Reason::KILLED && !ending.out_of_time,
+            Self::Killed => ending.is_kill() && !ending.is_out_of_time(),
             Self::Halted => ending.reason == Reason::HALTED,
-            Self::TimeLimit => ending.out_of_time,
+            Self::TimeLimit => ending.is_out_of_time(),
         }
     }
 }
@@ -177,14 +204,14 @@ pub(crate) mod tests {
     }
 
     fn ending(reason: Reason, info: [u64; 3]) -> Ending {
-        Ending::of(&ended(reason, info), false).unwrap()
+        Ending::of(&ended(reason, info), None).unwrap()
     }
 
     #[test]
     fn only_what_has_ended_has_an_ending() {
         let mut info = ended(Reason::STATUS, [0; 3]);
         info.state = DomainState::RUNNING;
-        assert_eq!(Ending::of(&info, false), None);
+        assert_eq!(Ending::of(&info, None), None);
     }
 
     #[test]
@@ -238,13 +265,30 @@ pub(crate) mod tests {
 
     #[test]
     fn a_time_limit_is_a_kill_with_a_reason() {
-        let killed = Ending::of(&ended(Reason::KILLED, [0; 3]), true).unwrap();
+        let killed = Ending::of(&ended(Reason::KILLED, [0; 3]), Some(Cause::TimeLimit)).unwrap();
         assert_eq!(killed.to_string(), "time limit used up");
         assert!(Expect::TimeLimit.matches(&killed));
         assert!(!Expect::Killed.matches(&killed) && killed.is_kill());
-        let by_itself = Ending::of(&ended(Reason::STATUS, [0; 3]), true).unwrap();
+        let by_itself = Ending::of(&ended(Reason::STATUS, [0; 3]), Some(Cause::TimeLimit)).unwrap();
         assert_eq!(by_itself.to_string(), "status 0");
         assert!(!Expect::TimeLimit.matches(&by_itself) && !by_itself.is_kill());
+    }
+
+    #[test]
+    fn a_guest_ends_its_machine() {
+        let end = |cause| Ending::of(&ended(Reason::KILLED, [0; 3]), Some(cause)).unwrap();
+        let off = end(Cause::PowerOff);
+        assert_eq!(
+            (off.to_string().as_str(), off.status()),
+            ("powered off", Some(0))
+        );
+        assert!(!off.is_kill() && Expect::SUCCESS.matches(&off) && !Expect::Killed.matches(&off));
+        let reset = end(Cause::Reset);
+        assert_eq!(
+            (reset.to_string().as_str(), reset.status()),
+            ("reset", None)
+        );
+        assert_eq!(end(Cause::Exit(7)).status(), Some(7));
     }
 
     #[test]

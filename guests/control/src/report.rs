@@ -8,7 +8,7 @@ use plinth_abi::domain::EXIT_NAMES;
 use plinth_abi::trace::{Kind, Record};
 use plinth_abi::{DomainInfo, Reason, Schedule, VcpuInfo, VcpuState};
 
-use crate::ending::Ending;
+use crate::ending::{Cause, Ending};
 use crate::format::{cut, frames, stamp, time};
 use crate::plain::Plain;
 
@@ -48,8 +48,8 @@ pub const LIST: [&str; 8] = [
     "ENDED BY",
 ];
 
-/// A domain's row in that list. `limited`: it was killed for its time limit.
-pub fn row(info: &DomainInfo, vcpus: &[VcpuInfo], on_end: &str, limited: bool) -> [String; 8] {
+/// A domain's row in that list. `cause`: of its being killed.
+pub fn row(info: &DomainInfo, vcpus: &[VcpuInfo], on_end: &str, cause: Option<Cause>) -> [String; 8] {
     [
         info.number.to_string(),
         cut(&name(info), 16),
@@ -58,7 +58,7 @@ pub fn row(info: &DomainInfo, vcpus: &[VcpuInfo], on_end: &str, limited: bool) -
         frames(info.memory_frames),
         time(run_ns(vcpus)),
         on_end.into(),
-        Ending::of(info, limited).map_or(String::new(), |ending| ending.to_string()),
+        Ending::of(info, cause).map_or(String::new(), |ending| ending.to_string()),
     ]
 }
 
@@ -214,17 +214,17 @@ mod tests {
         info.name[..4].copy_from_slice(b"spin");
         info.vcpus = 1;
         info.memory_frames = 1024;
-        let end = |limited| row(&info, &[vcpu(), vcpu()], "keep", limited);
+        let end = |cause| row(&info, &[vcpu(), vcpu()], "keep", cause);
         assert_eq!(
-            end(false),
+            end(None),
             [
                 "3", "spin", "ended", "1", "4 MiB", "48 ms", "keep", "killed"
             ]
         );
-        assert_eq!(end(true)[7], "time limit used up");
+        assert_eq!(end(Some(Cause::TimeLimit))[7], "time limit used up");
         info.state = DomainState::RUNNING;
         assert_eq!(
-            row(&info, &[], "*", false)[2..],
+            row(&info, &[], "*", None)[2..],
             ["running", "1", "4 MiB", "0 ns", "*", ""]
         );
     }

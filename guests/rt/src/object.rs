@@ -367,6 +367,16 @@ impl Domain {
         checked(Call::DEVICE_RELEASE, [self.raw(), kind.into(), first]).map(drop)
     }
 
+    /// Sets a line of its I/O APIC, or of its 8259As' output.
+    pub fn set_line(self, line: u32, active: bool) -> Result<()> {
+        checked(Call::DEVICE_LINE, [self.raw(), line.into(), active.into()]).map(drop)
+    }
+
+    /// Sends a message-signalled interrupt into it.
+    pub fn send_msi(self, address: u64, data: u32) -> Result<()> {
+        checked(Call::DEVICE_MSI, [self.raw(), address, data.into()]).map(drop)
+    }
+
     /// Completes the access that a vCPU of it waits for.
     pub fn complete(self, vcpu: u32, value: u64) -> Result<()> {
         checked(Call::DEVICE_COMPLETE, [self.raw(), vcpu.into(), value]).map(drop)

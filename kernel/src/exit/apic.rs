@@ -46,7 +46,9 @@ pub(super) fn read<V: Vendor>(
     let now = vcpu.guest_tsc();
     let value = match (page, &mut vcpu.apic, &vcpu.domain.pc) {
         (Page::Local, Some(apic), _) => apic.read_mmio(offset & !3, &run.vcpu.requests, now),
-        (Page::Io, _, Some(pc)) => vcpu.domain.with_io_apic(pc, None, |io, _| io.read_mmio(offset & !3)),
+        (Page::Io, _, Some(pc)) => vcpu
+            .domain
+            .with_io_apic(pc, None, |io, _| io.read_mmio(offset & !3)),
         _ => u32::MAX,
     };
     // Registers are 32 bits wide; the manual leaves other accesses undefined (SDM vol. 3 11.4.1).

@@ -169,11 +169,8 @@ pub(super) fn nested_fault<V: Vendor>(
     // The delivery of an event to a device's memory is nothing that an instruction does.
     let served = apic::page(vcpu, fault.gpa).is_some()
         || vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
-    let claimed = served
-        && !fault.present
-        && !vcpu.hw.delivers_event()
-        && !fault.fetch
-        && !fault.table_walk;
+    let claimed =
+        served && !fault.present && !vcpu.hw.delivers_event() && !fault.fetch && !fault.table_walk;
     if !claimed {
         return (Counter::NestedFault, vcpu.end(Ending::NestedFault(fault)));
     }

@@ -62,7 +62,9 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
         Exit::Io(access) => (Counter::Io, io::handle(vcpu, run, access)),
         Exit::ReadMsr => (Counter::Msr, msr::read(vcpu, run)),
         Exit::WriteMsr => (Counter::Msr, msr::write(vcpu, run)),
-        Exit::ControlRegister(access) => (Counter::ControlRegister, control::handle(vcpu, run, access)),
+        Exit::ControlRegister(access) => {
+            (Counter::ControlRegister, control::handle(vcpu, run, access))
+        }
         Exit::NestedFault(fault) => claimed::nested_fault(vcpu, run, fault),
         Exit::NestedMisconfiguration(gpa) => (
             Counter::NestedFault,

@@ -108,7 +108,9 @@ impl Clock {
                 self.system_time = value;
                 self.tell_time(domain, now);
             }
-            MSR_STEAL_TIME if value & STEAL_RESERVED != 0 => return Some(Err(Status::BAD_ARGUMENT)),
+            MSR_STEAL_TIME if value & STEAL_RESERVED != 0 => {
+                return Some(Err(Status::BAD_ARGUMENT));
+            }
             MSR_STEAL_TIME => self.steal_time = value,
             MSR_WALL_CLOCK => {
                 self.wall_clock = value;

@@ -4,8 +4,8 @@
 //! space, claims and console are innermost, and held for the time of one access only. An event's lock comes before a vCPU's
 //! queue of events and before its scheduling state.
 
-mod console;
 mod clock;
+mod console;
 mod context;
 mod device;
 mod domain;
@@ -26,8 +26,8 @@ pub use domain::{Domain, Life};
 pub use ending::Ending;
 pub use event::{Event, EventQueue, take_pending};
 pub use handles::HandleTable;
-pub use pc::Pc;
 pub use memory::{LARGEST, Memory, Run as MemoryRun};
+pub use pc::Pc;
 pub use registry::{Entry, Kernel, Object};
 pub use space::{Removed, Space, SpaceError};
 pub use vcpu::Vcpu;

@@ -52,6 +52,10 @@ pub struct Control {
     pub restarts: RefCell<BTreeMap<u32, Instant>>,
     /// Wakes the keeper: a time limit or a restart is new.
     pub keeper: Signal<NoopRawMutex, ()>,
+    /// Wakes who looks after the time of devices.
+    pub timers: Signal<NoopRawMutex, ()>,
+    /// The Unix time in nanoseconds when the machine's clock was 0.
+    pub wall_clock: u64,
     /// Keys of the events that were taken and not looked at yet.
     arrived: RefCell<BTreeSet<u64>>,
     /// Something has arrived.
@@ -72,6 +76,7 @@ pub struct Found {
     pub archive: Archive,
     pub windows: Windows,
     pub terminal: Terminal,
+    pub wall_clock: u64,
 }
 
 impl Control {
@@ -90,6 +95,8 @@ impl Control {
             past: RefCell::default(),
             restarts: RefCell::default(),
             keeper: Signal::new(),
+            timers: Signal::new(),
+            wall_clock: found.wall_clock,
             arrived: RefCell::default(),
             arrival: Signal::new(),
             changes: Watch::new(),

@@ -1,40 +1,69 @@
-//! The debug console: port 0xe9 of a domain, as Bochs and QEMU have it. What is written there goes to the domain's console.
+//! The devices of a domain that the control guest serves: those of a PC, and the debug console.
 
 use alloc::vec::Vec;
 
-use plinth_guest_control::debug_console::{ANSWER, PORT, written};
-use plinth_rt::abi::device::kind;
+use plinth_devices::{Ports, Power, bus};
+use plinth_guest_control::slot::{answer, count, elements};
+use plinth_image::FOUR_GIB;
+use plinth_rt::abi::device::{kind, line};
 use plinth_rt::abi::{Claim, Slot, Status};
+use plinth_rt::hypercall;
 use plinth_rt::object::{Domain, Event, Memory, Result};
 
 use crate::window::{Slots, Windows};
 
-/// A domain's debug console.
-pub struct DebugConsole {
+/// The debug console's port, as Bochs and QEMU have it: what is written there goes to the domain's console.
+const DEBUG_CONSOLE: u16 = 0xe9;
+
+/// Which devices a domain has.
+#[derive(Debug)]
+pub struct Equipment {
+    /// Port 0xe9.
+    pub debug_console: bool,
+    /// Those of a PC.
+    pub pc: Option<Pc>,
+}
+
+/// A PC's devices.
+#[derive(Debug)]
+pub struct Pc {
+    /// Those at ports.
+    pub ports: bus::Config,
+    /// Where the hole below 4 GiB begins and ends in which no memory is: addresses there read as all ones.
+    pub hole: (u64, u64),
+}
+
+/// A domain's devices.
+pub struct Devices {
     domain: Domain,
     event: Event,
     memory: Memory,
     slots: Slots,
     /// The last access of each vCPU that was served.
     served: Vec<u64>,
+    /// What was claimed: kind and beginning.
+    claims: Vec<(u32, u64)>,
+    debug_console: bool,
+    ports: Option<Ports>,
+    /// The level of the 8259As' output as the kernel knows it.
+    intr: bool,
+    output: Vec<u8>,
 }
 
-impl DebugConsole {
-    /// Claims the port of `domain`, which has at most `vcpus` vCPUs. Accesses are told with `key`.
+impl Devices {
+    /// Claims what the devices of `domain` need, which has at most `vcpus` vCPUs. Accesses are told with `key`.
     pub fn new(
         own: Domain,
         windows: &Windows,
         domain: Domain,
         vcpus: u32,
         key: u64,
+        equipment: &Equipment,
     ) -> Result<Self> {
         let bytes = (u64::from(vcpus) * size_of::<Slot>() as u64).next_multiple_of(4096);
         let memory = own.create_memory(bytes)?;
-        let undo = |slots: Option<Slots>, event: Option<Event>, why: Status| {
+        let undo = |slots: Option<Slots>, why: Status| {
             // What was just made can be taken back; of the two errors the first one counts.
-            if let Some(event) = event {
-                let _ = event.any().close();
-            }
             if let Some(slots) = slots {
                 let _ = windows.unmap_slots(slots);
             }
@@ -43,62 +72,199 @@ impl DebugConsole {
         };
         let slots = match windows.map_slots(memory, bytes) {
             Ok(Some(slots)) => slots,
-            Ok(None) => return undo(None, None, Status::OVER_BUDGET),
-            Err(why) => return undo(None, None, why),
+            Ok(None) => return undo(None, Status::OVER_BUDGET),
+            Err(why) => return undo(None, why),
         };
         let event = match own.create_event() {
             Ok(event) => event,
-            Err(why) => return undo(Some(slots), None, why),
+            Err(why) => return undo(Some(slots), why),
         };
-        let claim = Claim {
-            kind: kind::PORTS,
-            memory: memory.0.0,
-            event: event.0.0,
-            reserved: 0,
-            first: PORT.into(),
-            length: 1,
-            tag: 0,
-        };
-        if let Err(why) = event.bind(key).and_then(|()| domain.claim(&claim)) {
-            return undo(Some(slots), Some(event), why);
-        }
-        Ok(Self {
+        let pc = equipment.pc.as_ref();
+        let mut devices = Self {
             domain,
             event,
             memory,
             slots,
             served: alloc::vec![0; vcpus as usize],
-        })
+            claims: Vec::new(),
+            debug_console: equipment.debug_console,
+            ports: pc.map(|pc| Ports::new(&pc.ports, hypercall::clock())),
+            intr: false,
+            output: Vec::new(),
+        };
+        let claimed = event
+            .bind(key)
+            .and_then(|()| devices.claim_all(pc.map(|pc| pc.hole)));
+        match claimed {
+            Ok(()) => Ok(devices),
+            Err(why) => {
+                devices.close(windows);
+                Err(why)
+            }
+        }
     }
 
-    /// Completes the accesses that wait; what they write.
-    pub fn serve(&mut self) -> Vec<u8> {
-        let mut output = Vec::new();
-        for (vcpu, served) in (0..).zip(&mut self.served) {
+    fn claim_all(&mut self, hole: Option<(u64, u64)>) -> Result<()> {
+        if self.debug_console {
+            self.claim(kind::PORTS, DEBUG_CONSOLE.into(), 1)?;
+        }
+        let ranges = self.ports.as_ref().map(Ports::ranges).unwrap_or_default();
+        for range in ranges {
+            self.claim(kind::PORTS, range.first.into(), range.length.into())?;
+        }
+        if let Some((start, end)) = hole {
+            self.claim(kind::ACKNOWLEDGE, 0, 1)?;
+            self.claim(kind::MMIO, start, end - start)?;
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, kind: u32, first: u64, length: u64) -> Result<()> {
+        self.domain.claim(&Claim {
+            kind,
+            memory: self.memory.0.0,
+            event: self.event.0.0,
+            reserved: 0,
+            first,
+            length,
+            tag: 0,
+        })?;
+        self.claims.push((kind, first));
+        Ok(())
+    }
+
+    /// Completes the accesses that wait.
+    pub fn serve(&mut self) {
+        for vcpu in 0..self.served.len() as u32 {
             let Some(slot) = self.slots.read(vcpu) else {
                 break;
             };
-            if slot.sequence == *served {
-                continue;
+            let served = self.served.get_mut(vcpu as usize);
+            if let Some(served) = served.filter(|served| **served != slot.sequence) {
+                *served = slot.sequence;
+                self.serve_one(vcpu, &slot);
             }
-            *served = slot.sequence;
-            if slot.write != 0 {
-                output.extend(written(&slot));
-            } else {
-                self.slots.answer(vcpu, ANSWER);
-            }
-            // A domain that has ended meanwhile waits for nothing.
-            let _ = self.domain.complete(vcpu, u64::from_le_bytes([ANSWER; 8]));
         }
-        output
     }
 
-    /// Gives the port and all that it took back.
+    fn serve_one(&mut self, vcpu: u32, slot: &Slot) {
+        let now = hypercall::clock();
+        let value = match (slot.kind, slot.write != 0) {
+            (kind::PORTS, true) => {
+                for element in elements(slot) {
+                    self.write(slot.address as u16, slot.size, element, now);
+                }
+                0
+            }
+            (kind::PORTS, false) => {
+                let read: Vec<u32> = (0..count(slot))
+                    .map(|_| self.read(slot.address as u16, slot.size, now))
+                    .collect();
+                let (data, value) = answer(slot, &read);
+                self.slots.answer(vcpu, &data);
+                value
+            }
+            (kind::ACKNOWLEDGE, _) => {
+                let vector = self.ports.as_mut().map(|ports| ports.acknowledge(now));
+                vector.map_or(u64::MAX, u64::from)
+            }
+            // Nothing is there.
+            _ => u64::MAX,
+        };
+        // The lines first: who has lowered one must not find it high when it goes on.
+        self.tell_lines(now);
+        // A domain that has ended meanwhile waits for nothing.
+        let _ = self.domain.complete(vcpu, value);
+    }
+
+    fn read(&mut self, port: u16, size: u32, now: u64) -> u32 {
+        match &mut self.ports {
+            _ if self.debug_console && port == DEBUG_CONSOLE => 0xffff_ff00 | u32::from(port),
+            Some(ports) => ports.read(port, size, now),
+            None => u32::MAX,
+        }
+    }
+
+    fn write(&mut self, port: u16, size: u32, value: u32, now: u64) {
+        match &mut self.ports {
+            _ if self.debug_console && port == DEBUG_CONSOLE => self.output.push(value as u8),
+            Some(ports) => {
+                ports.write(port, size, value, now);
+                self.output.append(&mut ports.take_output());
+            }
+            None => {}
+        }
+    }
+
+    /// Tells the kernel which interrupt lines have changed. That the domain is over is no matter.
+    fn tell_lines(&mut self, now: u64) {
+        let Some(ports) = &mut self.ports else {
+            return;
+        };
+        let edges = ports.changed_lines(now);
+        for (lines, level) in [(edges.lowered, false), (edges.raised, true)] {
+            let gsis = bus::gsis(lines);
+            for gsi in (0..line::PINS).filter(|gsi| gsis >> gsi & 1 != 0) {
+                let _ = self.domain.set_line(gsi, level);
+            }
+        }
+        let intr = ports.intr(now);
+        if intr != self.intr {
+            self.intr = intr;
+            let _ = self.domain.set_line(line::INTR, intr);
+        }
+    }
+
+    /// Time has passed, or somebody typed.
+    pub fn look(&mut self) {
+        self.tell_lines(hypercall::clock());
+    }
+
+    /// When to look again, in nanoseconds of the clock.
+    pub fn next_event(&mut self) -> Option<u64> {
+        self.ports.as_mut()?.next_event(hypercall::clock())
+    }
+
+    /// What the domain wrote to its consoles.
+    pub fn take_output(&mut self) -> Vec<u8> {
+        core::mem::take(&mut self.output)
+    }
+
+    /// What the domain wants of its machine.
+    pub fn take_power(&mut self) -> Option<Power> {
+        self.ports.as_mut()?.take_power()
+    }
+
+    /// Types into the serial port; how many bytes there was room for. `None`: it has none.
+    pub fn type_in(&mut self, bytes: &[u8]) -> Option<usize> {
+        let taken = self.ports.as_mut()?.type_in(bytes);
+        self.look();
+        Some(taken)
+    }
+
+    /// Presses the power button; whether it has one.
+    pub fn press_power_button(&mut self) -> bool {
+        let Some(ports) = &mut self.ports else {
+            return false;
+        };
+        ports.press_power_button();
+        self.look();
+        true
+    }
+
+    /// Gives back what was claimed, and all that it took.
     pub fn close(self, windows: &Windows) {
-        // The claim is gone already where the domain is. The rest is this guest's own, and there.
-        let _ = self.domain.release(kind::PORTS, PORT.into());
+        for (kind, first) in self.claims {
+            // The claim is gone already where the domain is. The rest is this guest's own, and there.
+            let _ = self.domain.release(kind, first);
+        }
         let _ = windows.unmap_slots(self.slots);
         let _ = self.event.any().close();
         let _ = self.memory.any().close();
     }
+}
+
+/// The hole of a PC with so much low RAM and firmware from `firmware` on.
+pub fn hole(low_ram: u64, firmware: Option<u64>) -> (u64, u64) {
+    (low_ram, firmware.unwrap_or(FOUR_GIB))
 }

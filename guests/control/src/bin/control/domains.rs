@@ -5,21 +5,25 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use embassy_time::{Duration, Instant};
+use plinth_devices::Power;
 use plinth_guest_control::command::matches;
-use plinth_guest_control::config::{Device, Machine, OnEnd, backoff, is_good_name};
-use plinth_guest_control::ending::Ending;
+use plinth_guest_control::config::{Machine, OnEnd, backoff, is_good_name};
+use plinth_guest_control::ending::{Cause, Ending};
 use plinth_guest_control::report::{name, run_ns};
 use plinth_guest_control::{format, suggest};
 use plinth_rt::abi::{DomainState, Status};
 use plinth_rt::object::Domain;
 
 use crate::control::Control;
-use crate::device::DebugConsole;
+use crate::device::Devices;
 use crate::guest::{Asked, Guest, vcpu_infos, with_vcpu};
 use crate::{heap, key, machine};
 
 /// A machine that ends sooner after its start is in danger of ending again and again.
 const QUICK: Duration = Duration::from_secs(10);
+
+/// The least time between two looks at devices, in nanoseconds: a guest may ask for interrupts at any rate.
+const LEAST_TICK: u64 = 50_000;
 
 /// What was done, in words; or why it could not be.
 pub type Outcome = Result<String, String>;
@@ -65,9 +69,9 @@ impl Control {
     /// Takes a domain among those that are kept; its number.
     fn watch(&self, domain: Domain, machine: Option<(String, Rc<Machine>)>) -> Result<u32, Status> {
         let info = domain.info()?;
-        let wants_console = machine
+        let equipment = machine
             .as_ref()
-            .is_some_and(|(_, machine)| machine.has(Device::DebugConsole));
+            .and_then(|(_, machine)| machine::equipment(self, machine));
         // Charged to the control guest: a domain that has used up its budget is watched all the same.
         let event = self.own.create_event()?;
         let mut guest = event
@@ -76,15 +80,22 @@ impl Control {
             .inspect_err(|_| {
                 let _ = event.any().close();
             })?;
-        if wants_console
+        if let Some(equipment) = equipment
             && matches!(
                 info.state,
                 DomainState::CREATED | DomainState::RUNNING | DomainState::PAUSED
             )
         {
             let key = key::device(info.number);
-            match DebugConsole::new(self.own, &self.windows, domain, info.max_vcpus, key) {
-                Ok(console) => guest.debug_console = Some(console),
+            match Devices::new(
+                self.own,
+                &self.windows,
+                domain,
+                info.max_vcpus,
+                key,
+                &equipment,
+            ) {
+                Ok(devices) => guest.devices = Some(devices),
                 Err(why) => {
                     let _ = event.any().close();
                     return Err(why);
@@ -111,7 +122,8 @@ impl Control {
         let limit = machine.as_ref().and_then(|(_, machine)| machine.time_limit);
         let limited = limit.is_some_and(|limit| run_ns(&vcpus) >= limit.0);
         self.watch(domain, machine).map_err(close)?;
-        let ending = Ending::of(&info, limited);
+        let cause = limited.then_some(Cause::TimeLimit);
+        let ending = Ending::of(&info, cause);
         let policy = self.with(number, |guest| {
             guest.limited = limited;
             guest.ending = ending;
@@ -342,8 +354,8 @@ impl Control {
         self.restarts.borrow_mut().remove(&number);
         let guest = self.guests.borrow_mut().remove(&number);
         if let Some(mut guest) = guest {
-            if let Some(console) = guest.debug_console.take() {
-                console.close(&self.windows);
+            if let Some(devices) = guest.devices.take() {
+                devices.close(&self.windows);
             }
             let name = guest.name.clone();
             self.keep_console(name, guest.close());
@@ -423,12 +435,36 @@ pub async fn watch(control: &Control) -> ! {
 }
 
 fn serve_device(control: &Control, number: u32) {
-    control.with(number, |guest| {
-        if let Some(console) = &mut guest.debug_console {
-            let output = console.serve();
-            guest.keep(&output);
+    control.with(number, Guest::serve_devices);
+    // A line may be due at another time now.
+    control.timers.signal(());
+}
+
+/// Serves the devices whose time has come, for ever.
+pub async fn tick(control: &Control) -> ! {
+    loop {
+        let now = Instant::now();
+        let next = {
+            let mut guests = control.guests.borrow_mut();
+            let events = guests.values_mut().filter_map(|guest| {
+                let mut next = guest.devices.as_mut()?.next_event();
+                if next.is_some_and(|at| at <= now.as_ticks()) {
+                    guest.serve_devices();
+                    next = guest.devices.as_mut()?.next_event();
+                }
+                next
+            });
+            events.min()
+        };
+        match next {
+            Some(at) => {
+                // Either of both is a reason to look again.
+                let at = Instant::from_ticks(at.max(now.as_ticks() + LEAST_TICK));
+                let _ = embassy_time::with_deadline(at, control.timers.wait()).await;
+            }
+            None => control.timers.wait().await,
         }
-    });
+    }
 }
 
 /// What there was to see of a domain.
@@ -450,7 +486,7 @@ fn look(control: &Control, number: u32) -> bool {
         if guest.ending.is_some() {
             return Ok(Look::State(info.state, None));
         }
-        guest.ending = Ending::of(&info, guest.limited);
+        guest.ending = Ending::of(&info, guest.cause());
         Ok(Look::State(info.state, guest.ending))
     });
     match seen {
@@ -480,7 +516,13 @@ fn after(control: &Control, number: u32, ending: &Ending) {
             guest.asked,
             guest.is_run,
             guest.started,
-            config.map_or(OnEnd::Keep, |machine| machine.on_end.0),
+            config.map_or(OnEnd::Keep, |machine| {
+                if guest.power == Some(Power::Reset) {
+                    machine.on_reboot.0
+                } else {
+                    machine.on_end.0
+                }
+            }),
             config.is_none_or(|machine| machine.expect.0.matches(ending)),
         )
     }) else {

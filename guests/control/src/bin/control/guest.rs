@@ -5,14 +5,16 @@ use alloc::string::String;
 
 use embassy_time::Instant;
 use plinth_guest_control::config::Machine;
-use plinth_guest_control::ending::Ending;
+use plinth_guest_control::ending::{Cause, Ending};
 use plinth_guest_control::report::name;
 use plinth_guest_control::ring::Ring;
 use plinth_rt::abi::call::{STREAM_MAX, watch};
 use plinth_rt::abi::{DomainInfo, VcpuInfo};
 use plinth_rt::object::{Domain, Event, Result, Vcpu};
 
-use crate::device::DebugConsole;
+use plinth_devices::Power;
+
+use crate::device::Devices;
 use crate::heap;
 
 /// Pages of console output that are taken at a time, so that one domain does not hold up the others.
@@ -58,8 +60,10 @@ pub struct Guest {
     pub ending: Option<Ending>,
     /// Whether a `run` or the batch tells of its end and takes it back.
     pub is_run: bool,
-    /// Its debug console.
-    pub debug_console: Option<DebugConsole>,
+    /// Its devices that are served here.
+    pub devices: Option<Devices>,
+    /// What it wanted of its machine, for which it was ended.
+    pub power: Option<Power>,
 }
 
 impl Guest {
@@ -86,7 +90,8 @@ impl Guest {
             limited: false,
             ending: None,
             is_run: false,
-            debug_console: None,
+            devices: None,
+            power: None,
         })
     }
 
@@ -99,6 +104,16 @@ impl Guest {
     pub fn runs(&mut self) {
         let limit = self.config().and_then(|machine| machine.time_limit);
         self.next_check = limit.map(|_| Instant::now());
+    }
+
+    /// Why it was killed, if that was not the operator's wish.
+    pub fn cause(&self) -> Option<Cause> {
+        match self.power {
+            Some(Power::Off) => Some(Cause::PowerOff),
+            Some(Power::Reset) => Some(Cause::Reset),
+            Some(Power::Exit(status)) => Some(Cause::Exit(status)),
+            None => self.limited.then_some(Cause::TimeLimit),
+        }
     }
 
     /// Takes new console output; whether there is more.
@@ -121,6 +136,34 @@ impl Guest {
             }
         }
         Ok(true)
+    }
+
+    /// Serves its devices: those accesses that wait, and what time has brought.
+    pub fn serve_devices(&mut self) {
+        let Some(devices) = &mut self.devices else {
+            return;
+        };
+        devices.serve();
+        devices.look();
+        let (output, power) = (devices.take_output(), devices.take_power());
+        self.keep(&output);
+        if let Some(power) = power.filter(|_| self.power.is_none())
+            && self.domain.kill().is_ok()
+        {
+            self.power = Some(power);
+        }
+    }
+
+    /// Types into its console; how many bytes there was room for.
+    pub fn type_in(&mut self, bytes: &[u8]) -> Result<usize> {
+        match self
+            .devices
+            .as_mut()
+            .and_then(|devices| devices.type_in(bytes))
+        {
+            Some(taken) => Ok(taken),
+            None => self.domain.type_in(bytes),
+        }
     }
 
     /// Adds to its console.

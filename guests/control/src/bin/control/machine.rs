@@ -4,16 +4,21 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use plinth_guest_control::config::{Grant, Machine};
+use plinth_devices::{acpi, bus, pm, rtc};
+use plinth_guest_control::config::{Device, Grant, Machine, Platform};
 use plinth_guest_control::format;
-use plinth_image::{Executable, FIRMWARE};
+use plinth_image::{
+    FOUR_GIB, Format, Image, LEGACY, Machine as LoadedMachine, MemoryKind, Module, Region,
+    ram_ranges,
+};
 use plinth_rt::abi::call::access;
-use plinth_rt::abi::domain::NAME;
+use plinth_rt::abi::domain::{NAME, platform};
 use plinth_rt::abi::system::{START_ENTRIES, START_MAGIC, start};
 use plinth_rt::abi::{DomainConfig, Handle, StartEntry, StartInfo, Status, VcpuState, rights};
 use plinth_rt::object::{Any, Domain, Memory, bytes_of};
 
 use crate::control::Control;
+use crate::device::{self, Equipment, Pc};
 use crate::guest::with_vcpu;
 use crate::window::Loader;
 
@@ -21,8 +26,8 @@ const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 2 << 20;
 /// The end of what an ordinary guest's first page tables map.
 const MAPPED: u64 = 1 << 30;
-/// The end of firmware's RAM.
-const FOUR_GIB: u64 = 1 << 32;
+/// Where a PC's ACPI tables are, as firmware leaves them.
+const ACPI: u64 = 0xe_0000;
 /// Where in the start page the vCPUs above 0 start: `cli`, `hlt`, and back to the `hlt`.
 const HALT_OFFSET: u64 = PAGE - 16;
 const HALT_CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
@@ -66,12 +71,7 @@ impl<T, E: fmt::Display> Step<T> for Result<T, E> {
 
 /// Makes the domain, ready to be started. After a failure nothing of it is left.
 pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain, Failure> {
-    let image = control
-        .archive
-        .find(&machine.image)
-        .ok_or("the module archive has no such file")
-        .step(&machine.image)?;
-    let executable = Executable::parse(image).step(&machine.image)?;
+    let (image, platform) = image(control, machine)?;
     if let Some(cpu) = machine.cpu {
         let cpus = control.system.info().step("asking for the CPUs")?.cpus;
         if cpu.0 >= cpus {
@@ -85,7 +85,7 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
             });
         }
     }
-    let plan = Plan::new(machine, &executable);
+    let plan = Plan::new(machine, &image, platform);
     let modules = match control.modules {
         Some((_, length)) if machine.grants(Grant::Modules) => length,
         _ => 0,
@@ -100,6 +100,12 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
             MANY_HANDLES
         },
         vcpus: machine.vcpus.0,
+        platform: match platform {
+            Platform::Plain => 0,
+            Platform::Pc => platform::PC,
+        },
+        reserved: 0,
+        wall_clock: control.wall_clock,
     };
     for (to, from) in config.name.iter_mut().zip(name.bytes()) {
         *to = from;
@@ -113,7 +119,7 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
         control,
         domain,
         machine,
-        executable,
+        image,
         plan,
     };
     builder.fill().inspect_err(|_| {
@@ -124,39 +130,111 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
     Ok(domain)
 }
 
+/// The image of a machine, and the platform on which it runs.
+fn image<'a>(control: &Control, machine: &Machine) -> Result<(Image<'a>, Platform), Failure> {
+    let bytes = file(control, &machine.image)?;
+    let image = match &machine.format {
+        Some(format) => Image::with_format(bytes, format.0.0),
+        None => Image::detect(bytes),
+    }
+    .step(&machine.image)?;
+    let is_elf = bytes.starts_with(b"\x7fELF");
+    let platform = machine.platform(image.format(), is_elf);
+    Ok((image, platform))
+}
+
+fn file(control: &Control, path: &str) -> Result<&'static [u8], Failure> {
+    control
+        .archive
+        .find(path)
+        .ok_or("the module archive has no such file")
+        .step(path)
+}
+
+/// The devices of a machine that the control guest serves; `None`: there are none.
+pub fn equipment(control: &Control, machine: &Machine) -> Option<Equipment> {
+    // A machine whose image is gone from the archive was none.
+    let (image, platform) = image(control, machine).ok()?;
+    let has = |device| machine.has(device, platform);
+    let [low, high] = ram_ranges(machine.memory.0);
+    let pc = (platform == Platform::Pc).then(|| Pc {
+        ports: ports(control, machine, platform),
+        hole: device::hole(low.end, image.firmware().map(|range| range.start)),
+    });
+    let _ = high;
+    let debug_console = has(Device::DebugConsole);
+    (debug_console || pc.is_some()).then_some(Equipment { debug_console, pc })
+}
+
+/// The devices at a PC's ports.
+fn ports(control: &Control, machine: &Machine, platform: Platform) -> bus::Config {
+    let has = |device| machine.has(device, platform);
+    let [low, high] = ram_ranges(machine.memory.0);
+    bus::Config {
+        com1: has(Device::Com1),
+        pic: has(Device::Pic),
+        pit: has(Device::Pit),
+        rtc: has(Device::Rtc).then(|| rtc::Config {
+            epoch: control.wall_clock,
+            memory: rtc::MemorySizes {
+                below_4g: low.end - low.start,
+                above_4g: high.end - high.start,
+            },
+        }),
+        pm: has(Device::Acpi).then_some(pm::TimerWidth::Bits32),
+        i8042: has(Device::I8042),
+        debug_exit: has(Device::DebugExit).then_some(plinth_devices::debug::EXIT),
+    }
+}
+
 /// What goes where in a domain's memory.
 struct Plan {
+    /// RAM as the machine's file says it.
     ram: u64,
+    platform: Platform,
     /// Where the start page is, if there is one: behind RAM. It has the start information, and where vCPUs halt.
     start_page: Option<u64>,
-    is_firmware: bool,
+    /// Firmware's own memory.
+    firmware: Option<core::ops::Range<u64>>,
 }
 
 impl Plan {
-    fn new(machine: &Machine, executable: &Executable<'_>) -> Self {
+    fn new(machine: &Machine, image: &Image<'_>, platform: Platform) -> Self {
         let ram = machine.memory.0;
+        let is_plinth = image.format() == Format::Plinth;
+        let firmware = image.firmware();
+        let wants_start =
+            machine.has_start_info() || machine.vcpus.0 > 1 && platform == Platform::Plain;
+        let has_start = wants_start && (is_plinth || firmware.is_some());
         Self {
             ram,
-            start_page: (machine.has_start_info() || machine.vcpus.0 > 1).then_some(ram),
-            is_firmware: executable.is_firmware(),
+            platform,
+            start_page: has_start.then_some(ram),
+            firmware,
         }
     }
 
-    /// Bytes of the Memory object for RAM and start page.
+    /// Bytes of the Memory object that begins at 0: RAM below the hole, and the start page.
     fn low(&self) -> u64 {
-        self.ram + self.start_page.map_or(0, |_| PAGE)
+        let [low, _] = ram_ranges(self.ram);
+        low.end + self.start_page.map_or(0, |_| PAGE)
+    }
+
+    /// Where memory is, besides the low part.
+    fn others(&self) -> impl Iterator<Item = core::ops::Range<u64>> {
+        let [_, high] = ram_ranges(self.ram);
+        [Some(high), self.firmware.clone()]
+            .into_iter()
+            .flatten()
+            .filter(|range| !range.is_empty())
     }
 
     /// Budget of frames: the memory itself, nested page tables for it and for `modules` bytes, vCPUs.
     fn frames(&self, vcpus: u32, modules: u64) -> u64 {
-        let high = if self.is_firmware {
-            FOUR_GIB - FIRMWARE
-        } else {
-            0
-        };
-        (self.low() + high) / PAGE
+        let others: u64 = self.others().map(|range| range.end - range.start).sum();
+        (self.low() + others) / PAGE
             + TABLES
-            + 2 * self.low().div_ceil(LARGE_PAGE)
+            + 2 * (self.low() + others).div_ceil(LARGE_PAGE)
             + 2 * modules.div_ceil(LARGE_PAGE)
             + VCPU * u64::from(vcpus)
     }
@@ -182,7 +260,7 @@ struct Builder<'a> {
     control: &'a Control,
     domain: Domain,
     machine: &'a Machine,
-    executable: Executable<'a>,
+    image: Image<'a>,
     plan: Plan,
 }
 
@@ -191,9 +269,9 @@ impl Builder<'_> {
     fn fill(&self) -> Result<(), Failure> {
         let low = self.plan.low();
         let mut regions = alloc::vec![(0..low, self.memory(low)?)];
-        if self.plan.is_firmware {
-            match self.memory(FOUR_GIB - FIRMWARE) {
-                Ok(memory) => regions.push((FIRMWARE..FOUR_GIB, memory)),
+        for range in self.plan.others() {
+            match self.memory(range.end - range.start) {
+                Ok(memory) => regions.push((range, memory)),
                 Err(why) => {
                     close(&regions);
                     return Err(why);
@@ -229,7 +307,7 @@ impl Builder<'_> {
                 false
             }
         };
-        let state = self.executable.load(self.plan.ram, &mut write);
+        let state = self.load(&mut write)?;
         // A write that failed is the cause of the image's error.
         if let Some(why) = failure {
             return Err(why).step("filling its memory");
@@ -252,6 +330,60 @@ impl Builder<'_> {
             }
         }
         self.set_state(0, &state)
+    }
+
+    /// Loads the image with all that belongs to it. The inner result is the image's; the outer one that of what comes with it.
+    fn load(
+        &self,
+        write: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> Result<Result<VcpuState, plinth_image::ImageError>, Failure> {
+        let ram = ram_ranges(self.plan.ram);
+        let initrd = match &self.machine.initrd {
+            Some(path) => Some(file(self.control, path)?),
+            None => None,
+        };
+        let mut modules = Vec::new();
+        for path in &self.machine.modules {
+            modules.push(Module {
+                bytes: file(self.control, path)?,
+                command_line: path,
+            });
+        }
+        let mut reserved = Vec::new();
+        let mut rsdp = None;
+        if self.plan.platform == Platform::Pc {
+            reserved.push(LEGACY);
+            let ports = ports(self.control, self.machine, self.plan.platform);
+            if ports.pm.is_some() {
+                let tables = acpi::build(self.machine.vcpus.0, &ports, ACPI)
+                    .map_err(|why| alloc::format!("{why:?}"))
+                    .step("its ACPI tables")?;
+                if !write(tables.base, &tables.bytes) {
+                    return Err("there is no memory for them").step("its ACPI tables");
+                }
+                reserved.push(Region {
+                    start: tables.base,
+                    end: (tables.base + tables.bytes.len() as u64).next_multiple_of(PAGE),
+                    kind: MemoryKind::RESERVED,
+                });
+                rsdp = Some(tables.rsdp);
+            }
+        }
+        // Guests of Plinth's own format find their command line in the start information.
+        let has_line = !matches!(self.image.format(), Format::Plinth | Format::Firmware);
+        let machine = LoadedMachine {
+            ram: if ram[1].is_empty() { &ram[..1] } else { &ram },
+            reserved: &reserved,
+            rsdp,
+            command_line: if has_line {
+                &self.machine.command_line.0
+            } else {
+                ""
+            },
+            initrd,
+            modules: &modules,
+        };
+        Ok(self.image.load(&machine, write))
     }
 
     /// Makes the vCPUs; vCPU 0 as a handle of the domain's, if it is to have that.
@@ -286,7 +418,7 @@ impl Builder<'_> {
 
     /// Grants what the machine is given, and writes down where that is: offsets in the start page, and what is there.
     fn start_page(&self, vcpu: Option<Handle>) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
-        if self.plan.is_firmware {
+        if self.plan.firmware.is_some() {
             return Err(
                 "firmware has one vCPU, no handles and no command line: it starts as after reset",
             )

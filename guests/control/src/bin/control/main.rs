@@ -75,6 +75,7 @@ fn spawn(
     spawner.spawn(serve(serial)?);
     spawner.spawn(watch(control)?);
     spawner.spawn(keep(control)?);
+    spawner.spawn(tick(control)?);
     spawner.spawn(operate(spawner, control, restarts)?);
     Ok(())
 }
@@ -92,6 +93,11 @@ async fn watch(control: &'static Control) {
 #[embassy_executor::task]
 async fn keep(control: &'static Control) {
     domains::keep(control).await
+}
+
+#[embassy_executor::task]
+async fn tick(control: &'static Control) {
+    domains::tick(control).await
 }
 
 #[embassy_executor::task]

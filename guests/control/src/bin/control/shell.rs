@@ -404,7 +404,7 @@ async fn type_into(control: &Control, number: u32) {
             return;
         }
         // A domain that has ended takes nothing; neither does one that is gone.
-        while control.with(number, |guest| guest.domain.type_in(&[byte])) == Some(Ok(0)) {
+        while control.with(number, |guest| guest.type_in(&[byte])) == Some(Ok(0)) {
             match select(control.terminal.key(), Timer::after(PAUSE)).await {
                 Either::First(LEAVE) => return,
                 // What does not fit is lost, as on a real line.

@@ -45,11 +45,11 @@ pub async fn list(control: &Control) -> Result {
             let on_end = guest
                 .config()
                 .map_or("keep", |machine| machine.on_end.0.text());
-            (guest.domain, on_end, guest.limited)
+            (guest.domain, on_end, guest.cause())
         });
         let seen = match kept {
-            Some((domain, on_end, limited)) => {
-                vcpu_infos(domain).map(|(info, vcpus)| (info, vcpus, on_end, limited))
+            Some((domain, on_end, cause)) => {
+                vcpu_infos(domain).map(|(info, vcpus)| (info, vcpus, on_end, cause))
             }
             None if number == control.own_number => {
                 vcpu_infos(control.own).map(|(info, vcpus)| (info, vcpus, "-", false))
@@ -57,8 +57,8 @@ pub async fn list(control: &Control) -> Result {
             None => stranger(control.system, number).map(|(info, vcpus)| (info, vcpus, "*", false)),
         };
         // One that was destroyed meanwhile is left out.
-        if let Ok((info, vcpus, on_end, limited)) = seen {
-            table.row(report::row(&info, &vcpus, on_end, limited));
+        if let Ok((info, vcpus, on_end, cause)) = seen {
+            table.row(report::row(&info, &vcpus, on_end, cause));
         }
     }
     print(control, table.lines().map(|line| format::cut(&line, 79))).await;
@@ -106,13 +106,13 @@ pub async fn machines(control: &Control) -> Result {
 
 /// `info`.
 pub async fn info(control: &Control, pattern: &str) -> Result {
-    let (domain, machine, kept, limited) = if control.is_own(pattern) {
-        (control.own, None, 0, false)
+    let (domain, machine, kept, cause) = if control.is_own(pattern) {
+        (control.own, None, 0, None)
     } else {
         let number = control.find_one(pattern)?;
         let known = control.with(number, |guest| {
             let kept = guest.console.end() - guest.console.start();
-            (guest.domain, guest.machine.clone(), kept, guest.limited)
+            (guest.domain, guest.machine.clone(), kept, guest.cause())
         });
         known.ok_or("it is gone")?
     };
@@ -123,7 +123,7 @@ pub async fn info(control: &Control, pattern: &str) -> Result {
         info.number,
         info.state.text()
     )];
-    if let Some(ending) = Ending::of(&info, limited) {
+    if let Some(ending) = Ending::of(&info, cause) {
         lines.push(fact(
             "ended by",
             alloc::format!("{ending}, rip {:#x}, vCPU {}", ending.rip, ending.vcpu),

@@ -94,6 +94,7 @@ impl Start {
             windows: Windows::new(self.own, plinth_rt::ram_size(), &taken)
                 .ok_or("it has no room for windows below 1 GiB")?,
             terminal: Terminal::new(serial),
+            wall_clock: 0,
         }))
     }
 }

@@ -8,6 +8,7 @@ use core::ops::Range;
 
 use plinth_guest_control::windows::free_place;
 use plinth_rt::abi::call::access;
+use plinth_rt::abi::device::DATA;
 use plinth_rt::abi::{Slot, Status};
 use plinth_rt::object::{Domain, Memory, Result};
 
@@ -85,10 +86,10 @@ impl Slots {
     }
 
     /// Puts the data of a string read into the slot of a vCPU.
-    pub fn answer(&self, vcpu: u32, byte: u8) {
+    pub fn answer(&self, vcpu: u32, data: &[u8; DATA]) {
         if let Some(slot) = self.address(vcpu) {
             // SAFETY: as in `read`; no reference to the slot exists.
-            unsafe { (&raw mut (*slot).data).write_volatile([byte; _]) };
+            unsafe { (&raw mut (*slot).data).write_volatile(*data) };
         }
     }
 }
