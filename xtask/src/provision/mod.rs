@@ -1,9 +1,10 @@
-//! Brings what is missing: compiler targets and emulator packages.
+//! Brings what is missing: compiler targets, emulator packages, and Linux to run as a domain.
 //!
 //! Everything is said before it is done and done once; it can be interrupted and run again. With
 //! [`Permission::Refused`] nothing is changed, only told. No address of a server stands here: rustup and apt know theirs.
 
 pub mod apt;
+pub mod linux;
 pub mod packages;
 pub mod rust_src;
 pub mod targets;
