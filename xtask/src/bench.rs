@@ -59,7 +59,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     let build = compile::build(&workspace, permission)?;
     let site = Site::new(&workspace.machines())?;
     let command_line = format!("root={GUEST}");
-    image::write(&site.disk(), &build, &command_line, Some(&[]))?;
+    image::write(&site.disk(), &build, &command_line, Some(&[]), &[])?;
     let equipment = Equipment {
         kind,
         smp: 1,

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use crate::machine::choose::{Host, choose};
 use crate::machine::{Choice, Kind};
+use crate::provision::apt;
+use crate::provision::linux::Package;
 use crate::provision::packages::{self, Part};
 use crate::provision::targets::{self, Compiler};
 use crate::workspace::pinned_version;
@@ -42,6 +44,14 @@ pub fn main() -> anyhow::Result<ExitCode> {
         });
     }
     print!("{}", table(&rows));
+    let possible = apt::possible().is_ok();
+    for package in Package::ALL {
+        let found = package.find().map(|path| {
+            let version = package.version().unwrap_or_default();
+            format!("{} ({version})", path.display())
+        });
+        print!("{}", linux_line(package, found, possible));
+    }
     for (what, value) in facts(&host) {
         println!("       {what:<28}{value}");
     }
@@ -109,6 +119,23 @@ fn table(rows: &[Row]) -> String {
         ),
     };
     rows.iter().map(line).collect()
+}
+
+/// The line of a package that Linux as a domain needs. Without it everything else works, so it is not marked as lacking.
+fn linux_line(package: Package, found: Option<String>, possible: bool) -> String {
+    let (mark, state) = match (&found, possible) {
+        (Some(found), _) => ("ok", found.as_str()),
+        (None, true) => ("later", "fetched by the first command that wants it"),
+        (None, false) => (
+            "none",
+            "cannot be fetched, for this is no Debian; --kernel and --initrd take your own",
+        ),
+    };
+    format!(
+        "{mark:<7}{:<28}for {}: {state}\n",
+        package.name(),
+        package.purpose()
+    )
 }
 
 /// What cannot be installed.
@@ -188,6 +215,18 @@ mod tests {
         assert!(table.contains("ok     Rust") && table.contains("1.2.3"));
         assert!(table.contains("LACKS  bochs") && table.contains("try: apt-get install bochs"));
         assert!(!table.contains("never shown"));
+    }
+
+    #[test]
+    fn a_missing_linux_is_no_lack() {
+        let line = |found: Option<&str>, possible| {
+            linux_line(Package::Kernel, found.map(str::to_owned), possible)
+        };
+        let ok = line(Some("/cache/vmlinuz"), false);
+        assert!(ok.starts_with("ok     linux-image-amd64 ") && ok.contains("/cache/vmlinuz"));
+        assert!(ok.contains("for the machine linux-debian: "), "{ok}");
+        assert!(line(None, true).starts_with("later  "));
+        assert!(line(None, false).contains("--kernel"));
     }
 
     #[test]

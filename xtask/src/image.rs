@@ -1,7 +1,8 @@
 //! Writes the bootable disk image: the loader, the kernel, and the archive of modules.
 //!
-//! In the archive are `cmdline`, the kernel's command line; `guests/NAME`, the guests' executables; and `machines/NAME.toml` of
-//! those that say what machine they want, which the control guest reads.
+//! In the archive are `cmdline`, the kernel's command line; `guests/NAME`, the guests' executables; `machines/NAME.toml` of
+//! those that say what machine they want, which the control guest reads; and, where Linux is wanted, `linux/vmlinuz`,
+//! `linux/initrd` and the like.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use plinth_bootimage::{Contents, ImageError, ModuleArchive};
 
 use crate::compile::{self, Build, BuildError, Guest};
+use crate::linux;
 use crate::provision::Permission;
 use crate::workspace::Workspace;
 
@@ -39,13 +41,15 @@ pub enum WriteError {
 pub fn main(
     out: Option<PathBuf>,
     command_line: &str,
+    linux: &linux::Options,
     permission: Permission,
 ) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::load()?;
     check_guests(&workspace, command_line)?;
+    let linux = linux::provide(&workspace, linux, command_line, permission)?;
     let build = compile::build(&workspace, permission)?;
     let out = out.unwrap_or_else(|| workspace.target.join("plinth.img"));
-    let size = write(&out, &build, command_line, None)?;
+    let size = write(&out, &build, command_line, None, &linux)?;
     println!("{} ({size} bytes)", out.display());
     println!(
         "to boot a computer from it, find the USB stick's device with `lsblk`, then, as root:"
@@ -73,11 +77,11 @@ pub fn option<'a>(command_line: &'a str, key: &str) -> Option<&'a str> {
 /// Whether the guests that a kernel command line names exist. What the machine would say after a minute is said at once.
 pub fn check_guests(workspace: &Workspace, command_line: &str) -> Result<(), WriteError> {
     let guests = option(command_line, "guests").unwrap_or_default();
-    let named = guests
+    let machines = guests
         .split(',')
-        .filter(|name| !name.is_empty())
-        .chain(option(command_line, "root"));
-    for name in named {
+        // Linux is brought for whoever names it. It cannot be the first domain.
+        .filter(|name| !name.is_empty() && linux::Kind::named(name).is_none());
+    for name in machines.chain(option(command_line, "root")) {
         if workspace.guest_names().all(|guest| guest != name) {
             return Err(WriteError::NoGuest(name.to_owned()));
         }
@@ -85,12 +89,14 @@ pub fn check_guests(workspace: &Workspace, command_line: &str) -> Result<(), Wri
     Ok(())
 }
 
-/// Writes an image with the first domain's guest and those named in `guests`, or all of them; its size in bytes.
+/// Writes an image with the first domain's guest and those named in `guests`, or all of them; its size in bytes. The machines
+/// in `linux` are among those that `guests` can name.
 pub fn write(
     path: &Path,
     build: &Build,
     command_line: &str,
     guests: Option<&[&str]>,
+    linux: &[linux::Machine],
 ) -> Result<u64, WriteError> {
     if command_line.chars().any(char::is_control) {
         return Err(WriteError::CommandLine);
@@ -101,7 +107,12 @@ pub fn write(
         .add("cmdline", format!("{}\n", command_line.trim()).as_bytes())
         .map_err(failed)?;
     let root = option(command_line, "root").unwrap_or(ROOT);
-    for Guest { name, elf, machine } in select(&build.guests, root, guests)? {
+    let is_linux = |name: &str| linux.iter().any(|machine| machine.name == name);
+    let others: Option<Vec<&str>> = guests.map(|names| {
+        let others = names.iter().copied().filter(|name| !is_linux(name));
+        others.collect()
+    });
+    for Guest { name, elf, machine } in select(&build.guests, root, others.as_deref())? {
         archive
             .add(&format!("guests/{name}"), &compile::read(elf)?)
             .map_err(failed)?;
@@ -109,6 +120,20 @@ pub fn write(
             archive
                 .add(&format!("machines/{name}.toml"), &compile::read(machine)?)
                 .map_err(failed)?;
+        }
+    }
+    let wanted = |name: &str| guests.is_none_or(|names| names.contains(&name));
+    for machine in linux.iter().filter(|machine| wanted(machine.name)) {
+        let name = machine.name;
+        for (entry, data) in [
+            (format!("{name}/vmlinuz"), machine.kernel.as_slice()),
+            (format!("{name}/initrd"), &machine.initrd),
+            (
+                format!("machines/{name}.toml"),
+                machine.description.as_bytes(),
+            ),
+        ] {
+            archive.add(&entry, data).map_err(failed)?;
         }
     }
     let modules = archive.finish();
@@ -181,6 +206,8 @@ mod tests {
         assert_eq!(check("log=debug guests=a,,b root=b"), None);
         assert_eq!(check("guests=a,c"), Some("c".into()));
         assert_eq!(check("guests=a root=c"), Some("c".into()));
+        assert_eq!(check("guests=linux,linux-debian"), None);
+        assert_eq!(check("root=linux"), Some("linux".into()));
     }
 
     #[test]
@@ -227,17 +254,27 @@ mod tests {
         };
         let image = place("image");
         assert!(matches!(
-            write(&image, &build, "a\nb", None),
+            write(&image, &build, "a\nb", None, &[]),
             Err(WriteError::CommandLine)
         ));
-        let size = write(&image, &build, "log=debug", None).unwrap();
-        let bytes = std::fs::read(&image).unwrap();
-        assert_eq!(size, bytes.len() as u64);
-        let has = |text: &str| {
+        let linux = [linux::Machine {
+            name: "linux",
+            description: "this is linux.toml".into(),
+            kernel: b"this is vmlinuz".into(),
+            initrd: b"this is initrd".into(),
+        }];
+        let written = |guests: Option<&[&str]>, linux: &[linux::Machine]| {
+            let size = write(&image, &build, "log=debug", guests, linux).unwrap();
+            let bytes = std::fs::read(&image).unwrap();
+            assert_eq!(size, bytes.len() as u64);
+            bytes
+        };
+        let has = |bytes: &[u8], text: &str| {
             bytes
                 .windows(text.len())
                 .any(|window| window == text.as_bytes())
         };
+        let bytes = written(None, &linux);
         for text in [
             "this is loader",
             "this is kernel",
@@ -248,9 +285,24 @@ mod tests {
             "guests/hello",
             "guests/control",
             "machines/hello.toml",
+            "linux/vmlinuz",
+            "this is vmlinuz",
+            "linux/initrd",
+            "this is initrd",
+            "machines/linux.toml",
+            "this is linux.toml",
         ] {
-            assert!(has(text), "no {text}");
+            assert!(has(&bytes, text), "no {text}");
         }
-        assert!(!has("machines/control.toml"));
+        assert!(!has(&bytes, "machines/control.toml"));
+        // Linux, too, is left out where it is not named.
+        let bytes = written(Some(&["hello"]), &linux);
+        assert!(has(&bytes, "guests/hello") && !has(&bytes, "vmlinuz"));
+        let bytes = written(Some(&["linux"]), &linux);
+        assert!(has(&bytes, "this is vmlinuz") && !has(&bytes, "guests/hello"));
+        assert!(matches!(
+            write(&image, &build, "", Some(&["linux"]), &[]),
+            Err(WriteError::NoGuest(name)) if name == "linux"
+        ));
     }
 }

@@ -11,6 +11,8 @@ mod doctor;
 mod guard;
 mod header;
 mod image;
+mod initramfs;
+mod linux;
 mod machine;
 mod progress;
 mod provision;
@@ -78,11 +80,13 @@ struct ImageOptions {
     /// Where the image goes (default: plinth.img in the target directory)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// The kernel command line
+    /// The kernel command line, of Plinth; Linux's is --linux-append
     #[arg(long, value_name = "TEXT", default_value = "")]
     append: String,
     #[command(flatten)]
     install: Install,
+    #[command(flatten)]
+    linux: linux::Options,
 }
 
 #[derive(Debug, Args)]
@@ -107,9 +111,12 @@ fn main() -> ExitCode {
         Task::Run(options) => run::main(&options),
         Task::Test(options) => test::main(&options),
         Task::Bench(options) => bench::main(&options),
-        Task::Image(options) => {
-            image::main(options.out, &options.append, options.install.permission())
-        }
+        Task::Image(options) => image::main(
+            options.out,
+            &options.append,
+            &options.linux,
+            options.install.permission(),
+        ),
         Task::Header(options) => header::main(options.out),
         Task::Doctor => doctor::main(),
         Task::Build(install) => compile::main(install.permission()),
@@ -161,6 +168,14 @@ mod tests {
             "--append",
             "log=debug",
             "--no-install",
+            "--linux",
+            "both",
+            "--kernel",
+            "bzImage",
+            "--initrd",
+            "initrd",
+            "--linux-append",
+            "quiet",
         ])
         .unwrap();
         let Task::Run(options) = cli.task else {
@@ -177,5 +192,6 @@ mod tests {
         assert!(options.install.no_install);
         assert!(Cli::try_parse_from(["xtask", "run", "--on", "pc"]).is_err());
         assert!(Cli::try_parse_from(["xtask", "run", "--smp", "0"]).is_err());
+        assert!(Cli::try_parse_from(["xtask", "run", "--linux", "ubuntu"]).is_err());
     }
 }

@@ -14,6 +14,7 @@ use crate::Install;
 use crate::compile;
 use crate::console::{Console, Input};
 use crate::image;
+use crate::linux;
 use crate::machine::choose::{Host, choose};
 use crate::machine::{Choice, Equipment, Event, Machine, Site};
 use crate::provision::packages;
@@ -54,7 +55,7 @@ pub struct Options {
     /// at the first line that begins with `error: `, `shutdown 1` is typed instead of what is left
     #[arg(long, value_name = "COMMANDS", default_value = "")]
     pub script: String,
-    /// The kernel command line, such as 'log=debug maxcpus=1'
+    /// The kernel command line, of Plinth, such as 'log=debug maxcpus=1'; Linux's is --linux-append
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub append: String,
     /// Open a window for the screen
@@ -65,6 +66,8 @@ pub struct Options {
     pub gdb: bool,
     #[command(flatten)]
     pub install: Install,
+    #[command(flatten)]
+    pub linux: linux::Options,
 }
 
 /// How a machine's run ended.
@@ -113,9 +116,10 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     image::check_guests(&workspace, &options.append)?;
     let permission = options.install.permission();
     let tools = packages::provide(kind, permission)?;
+    let linux = linux::provide(&workspace, &options.linux, &options.append, permission)?;
     let build = compile::build(&workspace, permission)?;
     let site = Site::new(&workspace.machines())?;
-    image::write(&site.disk(), &build, &options.append, None)?;
+    image::write(&site.disk(), &build, &options.append, None, &linux)?;
     if kind.is_bochs() && options.display {
         eprintln!(
             "display: connect a VNC viewer to 127.0.0.1, port 5900 or the next that Bochs found free"

@@ -11,6 +11,7 @@ use super::judge::{Ending, judge};
 use super::scenarios::Scenario;
 use crate::compile::Build;
 use crate::image;
+use crate::linux;
 use crate::machine::{Equipment, Event, Kind, Machine, Site};
 use crate::progress::Step;
 use crate::provision::packages::Tools;
@@ -25,10 +26,11 @@ const SHOWN: usize = 30;
 /// A machine that writes more than this is taken for one that hangs.
 const MOST_OUTPUT: usize = 64 << 20;
 
-/// Boots the scenario, waits for its end and judges it.
+/// Boots the scenario, waits for its end and judges it. Of `linux` it takes what it names.
 pub fn run(
     workspace: &Workspace,
     build: &Build,
+    linux: &[linux::Machine],
     tools: &Tools,
     kind: Kind,
     scenario: &Scenario,
@@ -36,7 +38,23 @@ pub fn run(
     let name = format!("{kind}/{}", scenario.name);
     let step = Step::start(format!("machine test {name}"));
     let site = Site::new(&workspace.machines())?;
-    image::write(&site.disk(), build, scenario.command_line, scenario.guests)?;
+    // All guests are those that are built: Linux comes where it is named.
+    let named = |machine: &&linux::Machine| {
+        let names = scenario.guests.unwrap_or_default();
+        names.contains(&machine.name)
+    };
+    let linux = linux
+        .iter()
+        .filter(named)
+        .map(|machine| machine.with(scenario.linux_append))
+        .collect::<Result<Vec<_>, _>>()?;
+    image::write(
+        &site.disk(),
+        build,
+        scenario.command_line,
+        scenario.guests,
+        &linux,
+    )?;
     let equipment = Equipment {
         kind,
         smp: scenario.smp,

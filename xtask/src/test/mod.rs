@@ -17,6 +17,7 @@ use clap::Args;
 
 use crate::Install;
 use crate::compile::{self, Build};
+use crate::linux;
 use crate::machine::Kind;
 use crate::provision::packages::{self, Tools};
 use crate::workspace::Workspace;
@@ -215,18 +216,35 @@ fn machines(workspace: &Workspace, jobs: Vec<Job>, options: &Options, reporter: 
         Ok(build) => build,
         Err(error) => return reporter.trouble("machine/build", &error.into()),
     };
+    let kinds = linuxes(&jobs);
+    let linux = match linux::machines(workspace, &kinds, &linux::Options::default(), permission) {
+        Ok(linux) => linux,
+        Err(error) => {
+            // A failure of its own, and one of each scenario that names what is not there; the others run.
+            reporter.trouble("linux/provision", &error.into());
+            Vec::new()
+        }
+    };
     let jobs = Mutex::new(jobs.into_iter());
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
-            scope.spawn(|| worker(workspace, &build, &tools, &jobs, reporter));
+            scope.spawn(|| worker(workspace, &build, &linux, &tools, &jobs, reporter));
         }
     });
+}
+
+/// The machines with Linux that scenarios name.
+fn linuxes(jobs: &[Job]) -> Vec<linux::Kind> {
+    let names = |job: &Job| job.scenario.guests.unwrap_or_default();
+    let is_named = |kind: &linux::Kind| jobs.iter().any(|job| names(job).contains(&kind.name()));
+    linux::Kind::ALL.into_iter().filter(is_named).collect()
 }
 
 /// Runs one job after the other. The machines are bound to this thread.
 fn worker(
     workspace: &Workspace,
     build: &Build,
+    linux: &[linux::Machine],
     tools: &[(Kind, Tools)],
     jobs: &Mutex<impl Iterator<Item = Job>>,
     reporter: &Reporter<'_>,
@@ -240,7 +258,7 @@ fn worker(
         let Some((_, tools)) = tools.iter().find(|(kind, _)| *kind == job.kind) else {
             continue;
         };
-        match drive::run(workspace, build, tools, job.kind, job.scenario) {
+        match drive::run(workspace, build, linux, tools, job.kind, job.scenario) {
             Ok(results) => reporter.report(results),
             Err(error) => reporter.trouble(&format!("{}/start", job.name()), &error),
         }
@@ -271,6 +289,21 @@ mod tests {
         tally.count(TestResult::ok("a"));
         assert!(tally.count(TestResult::ok("a")).contains("FAILED"));
         assert_eq!(tally.last_line(), "1 passed, 1 failed");
+    }
+
+    #[test]
+    fn linux_is_brought_where_a_scenario_names_it() {
+        static NONE: Scenario = scenarios::DEFAULT;
+        static NAMED: Scenario = Scenario {
+            guests: Some(&["hello", "linux-debian"]),
+            ..scenarios::DEFAULT
+        };
+        let job = |scenario| Job {
+            kind: Kind::QemuSvm,
+            scenario,
+        };
+        assert!(linuxes(&[job(&NONE)]).is_empty());
+        assert_eq!(linuxes(&[job(&NONE), job(&NAMED)]), [linux::Kind::Debian]);
     }
 
     #[test]

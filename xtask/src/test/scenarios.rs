@@ -19,8 +19,11 @@ pub struct Scenario {
     pub memory: u32,
     /// The kernel command line.
     pub command_line: &'static str,
-    /// The guests in the image, besides that of the first domain; all of them if `None`.
+    /// The guests in the image, besides that of the first domain; all that are built if `None`. Linux must be named: `linux`,
+    /// `linux-debian`.
     pub guests: Option<&'static [&'static str]>,
+    /// More of the command line of each Linux in the image, such as `plinth.run=uname%20-a`.
+    pub linux_append: &'static str,
     /// What is typed at the control guest.
     pub script: &'static [Step<'static>],
     /// The machine is killed after so many seconds.
@@ -103,6 +106,7 @@ pub const DEFAULT: Scenario = Scenario {
     memory: 1024,
     command_line: "",
     guests: None,
+    linux_append: "",
     script: &[],
     timeout: 400,
     status: 0,
