@@ -52,9 +52,9 @@ pub async fn list(control: &Control) -> Result {
                 vcpu_infos(domain).map(|(info, vcpus)| (info, vcpus, on_end, cause))
             }
             None if number == control.own_number => {
-                vcpu_infos(control.own).map(|(info, vcpus)| (info, vcpus, "-", false))
+                vcpu_infos(control.own).map(|(info, vcpus)| (info, vcpus, "-", None))
             }
-            None => stranger(control.system, number).map(|(info, vcpus)| (info, vcpus, "*", false)),
+            None => stranger(control.system, number).map(|(info, vcpus)| (info, vcpus, "*", None)),
         };
         // One that was destroyed meanwhile is left out.
         if let Ok((info, vcpus, on_end, cause)) = seen {
