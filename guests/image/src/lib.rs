@@ -20,8 +20,16 @@ extern crate alloc;
 
 mod error;
 mod executable;
+mod firmware;
 mod image;
+mod linux;
 mod machine;
+mod multiboot;
+mod place;
+mod pvh;
+mod segments;
+#[cfg(test)]
+mod testing;
 
 pub use error::ImageError;
 pub use executable::{Executable, FIRMWARE};
