@@ -15,6 +15,13 @@
 //! the guest is to have. What an image wants is worked out to the end before the first byte is written.
 
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::single_range_in_vec_init,
+        reason = "RAM in one piece is just that"
+    )
+)]
 
 extern crate alloc;
 

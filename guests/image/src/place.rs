@@ -138,9 +138,11 @@ impl<'a> Loading<'a> {
             bytes,
             command_line: "",
         });
+        let initrd = initrd.map(|module| ("the initial RAM disk", module));
+        let modules = machine.modules.iter().map(|module| ("a module", *module));
         let mut places = Vec::new();
-        for module in initrd.into_iter().chain(machine.modules.iter().copied()) {
-            let at = self.behind(kernel, "a module", module.bytes.len() as u64)?;
+        for (what, module) in initrd.into_iter().chain(modules) {
+            let at = self.behind(kernel, what, module.bytes.len() as u64)?;
             self.put(at, module.bytes);
             places.push((at, module));
         }

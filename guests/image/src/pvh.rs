@@ -21,6 +21,8 @@ use crate::{ImageError, Machine, Module, Region};
 /// The note: its name, and the type of the one that holds the entry (`XEN_ELFNOTE_PHYS32_ENTRY`).
 const NAME: &str = "Xen";
 const PHYS32_ENTRY: u64 = 18;
+/// A kernel has a dozen; a file that lists the same bytes again and again is not read for hours.
+const MOST_NOTES: usize = 4096;
 /// `XEN_HVM_START_MAGIC_VALUE`: "xEn3" with bit 7 of the E set.
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
@@ -81,6 +83,7 @@ pub(crate) fn is_pvh(bytes: &[u8]) -> bool {
 fn note<'a>(file: &ElfBytes<'a, LittleEndian>) -> Option<&'a [u8]> {
     file.segments()?
         .iter()
+        .take(segments::MOST)
         .filter(|header| header.p_type == PT_NOTE)
         .filter_map(|header| {
             let bytes = file.segment_data(&header).ok()?;
@@ -94,6 +97,7 @@ fn note<'a>(file: &ElfBytes<'a, LittleEndian>) -> Option<&'a [u8]> {
             ))
         })
         .flatten()
+        .take(MOST_NOTES)
         .find_map(|note| match note {
             Note::Unknown(note)
                 if note.n_type == PHYS32_ENTRY

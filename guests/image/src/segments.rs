@@ -10,7 +10,7 @@ use crate::ImageError;
 use crate::place::Loading;
 
 /// The kernels that are known have ten at most.
-const MOST: usize = 256;
+pub(crate) const MOST: usize = 256;
 
 /// Bytes that go to a physical address, and zeros behind them.
 #[derive(Debug)]

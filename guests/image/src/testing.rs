@@ -182,7 +182,7 @@ pub(crate) fn damage() -> impl Strategy<Value = Damage> {
 impl Damage {
     pub(crate) fn of(&self, mut file: Vec<u8>) -> Vec<u8> {
         let length = file.len();
-        let place = |at: u16| usize::from(at) * length >> 16;
+        let place = |at: u16| (usize::from(at) * length) >> 16;
         for (at, byte) in &self.changes {
             file[place(*at)] = *byte;
         }

@@ -234,7 +234,7 @@ fn modules_have_room_or_the_user_is_told() {
     assert_eq!(
         load(&kernel(true).bytes(), &machine).map(|(state, _)| state),
         Err(ImageError::NoRoom {
-            what: "a module",
+            what: "the initial RAM disk",
             bytes: 31 * MIB,
             below: 4 * GIB
         })
