@@ -101,6 +101,8 @@ pub enum ImageError {
         what: &'static str,
         /// Its size in bytes.
         bytes: u64,
+        /// The address that it must end at, or below.
+        below: u64,
     },
     /// The command line is longer than the kernel takes.
     CommandLineTooLong {
@@ -167,7 +169,7 @@ impl ImageError {
             Self::MultibootAddresses(_) => "the addresses in its Multiboot header are wrong",
             Self::NeedsRam { .. } => "it needs more RAM",
             Self::NotInRam { .. } => "it is to lie where the domain has no RAM of its own",
-            Self::NoRoom { .. } => "something does not fit into the domain's RAM below 4 GiB",
+            Self::NoRoom { .. } => "something does not fit into the domain's RAM",
             Self::CommandLineTooLong { .. } => "the command line is longer than the kernel takes",
             Self::CommandLineZero => "a zero byte in the command line",
             Self::NoCommandLine => "it takes no command line",
@@ -212,10 +214,11 @@ impl fmt::Display for ImageError {
                 )
             }
             Self::NotInRam { start, end } => write!(f, "{} ({start:#x} to {end:#x})", self.text()),
-            Self::NoRoom { what, bytes } => write!(
+            Self::NoRoom { what, bytes, below } => write!(
                 f,
-                "no room for {what} ({} KiB) in the domain's RAM below 4 GiB",
-                bytes.div_ceil(KIB)
+                "no room for {what} ({} KiB) in the domain's RAM below {} MiB",
+                bytes.div_ceil(KIB),
+                below / MIB
             ),
             Self::CommandLineTooLong { length, limit } => write!(
                 f,

@@ -15,13 +15,28 @@
 //! the guest is to have. What an image wants is worked out to the end before the first byte is written.
 
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::single_range_in_vec_init,
+        reason = "RAM in one piece is just that"
+    )
+)]
 
 extern crate alloc;
 
 mod error;
 mod executable;
+mod firmware;
 mod image;
+mod linux;
 mod machine;
+mod multiboot;
+mod place;
+mod pvh;
+mod segments;
+#[cfg(test)]
+mod testing;
 
 pub use error::ImageError;
 pub use executable::{Executable, FIRMWARE};

@@ -64,7 +64,8 @@ pub struct Machine<'a> {
     /// Where there is memory; all of it is zero. [`ram_ranges`] gives a PC's.
     pub ram: &'a [Range<u64>],
     /// What in it is not the system's, or lies outside and has to be in its memory map: [`LEGACY`], ACPI's tables. Where
-    /// two overlap the later counts. Nothing is loaded there but firmware.
+    /// two overlap the later counts; what says that it is RAM is reserved all the same. Nothing is loaded there but
+    /// firmware.
     pub reserved: &'a [Region],
     /// Where ACPI's root pointer (RSDP) is; whoever calls puts it there.
     pub rsdp: Option<u64>,
@@ -90,7 +91,11 @@ pub fn e820(machine: &Machine<'_>) -> Vec<Region> {
         );
     }
     for &region in machine.reserved {
-        paint(&mut map, region);
+        let kind = match region.kind {
+            MemoryKind::RAM => MemoryKind::RESERVED,
+            kind => kind,
+        };
+        paint(&mut map, Region { kind, ..region });
     }
     map.sort_unstable_by_key(|region| region.start);
     map.dedup_by(|next, before| {
@@ -126,3 +131,6 @@ fn paint(map: &mut Vec<Region>, new: Region) {
         .chain([new])
         .collect();
 }
+
+#[cfg(test)]
+mod tests;
