@@ -13,6 +13,9 @@ const PAGES: u64 = 512;
 /// Yields that are measured at once.
 const YIELDS: u64 = 200;
 
+/// Nanoseconds that are ample for all yields: 50 milliseconds.
+const AMPLE: u64 = 50_000_000;
+
 /// Notes the TSC at the data page, yields RBX times, and notes it again; then yields for ever.
 fn yields() -> Snippet {
     snippet!(
@@ -52,6 +55,8 @@ fn world_switch() -> Result<u64, Why> {
         child.set(0, |state| state.rbx = YIELDS)?;
         child.start()?;
     }
+    // Nobody else wants the CPU meanwhile: to look in between would be measured, too.
+    sleep(AMPLE);
     let [first, second] = &pair;
     for child in [first, second] {
         // It may have come to its end before the first look.
