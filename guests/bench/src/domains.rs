@@ -1,9 +1,10 @@
 //! What domains cost: a switch between two vCPUs, making and destroying one, the kernel's memory for one, and all that again beside
 //! five hundred others.
 
+use plinth_rt::abi::DomainConfig;
 use plinth_rt::{Outcome, Snippet, Why, println, snippet};
 use plinth_testkit::child::{Child, DATA, Plan, wait};
-use plinth_testkit::kit::{Must, sleep, system};
+use plinth_testkit::kit::{Must, sleep, system, until};
 
 /// Domains beside which everything is measured again.
 const OTHERS: usize = 500;
@@ -11,6 +12,9 @@ const OTHERS: usize = 500;
 const PAGES: u64 = 512;
 /// Yields that are measured at once.
 const YIELDS: u64 = 200;
+
+/// Nanoseconds that are ample for all yields: 50 milliseconds.
+const AMPLE: u64 = 50_000_000;
 
 /// Notes the TSC at the data page, yields RBX times, and notes it again; then yields for ever.
 fn yields() -> Snippet {
@@ -35,6 +39,9 @@ fn child(code: Snippet) -> Result<Child, Why> {
     let child = Child::new(&Plan {
         pages: PAGES,
         max_vcpus: 1,
+        frames: 24,
+        heap: DomainConfig::LEAST_HEAP,
+        handles: 4,
         ..Plan::new(code)
     })?;
     child.pin(0, 0)?;
@@ -48,9 +55,12 @@ fn world_switch() -> Result<u64, Why> {
         child.set(0, |state| state.rbx = YIELDS)?;
         child.start()?;
     }
+    // Nobody else wants the CPU meanwhile: to look in between would be measured, too.
+    sleep(AMPLE);
     let [first, second] = &pair;
     for child in [first, second] {
-        child.until_change(DATA + 8)?;
+        // It may have come to its end before the first look.
+        until("the last yield", || Ok(child.word(DATA + 8)? != 0))?;
     }
     let ticks = first.word(DATA + 8)? - first.word(DATA)?;
     // In each round the other had the CPU once, too.
