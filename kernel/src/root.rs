@@ -28,6 +28,8 @@ const MODULES: u64 = 0x3800_0000;
 const START_INFO: u64 = MODULES - PAGE_SIZE;
 /// The serial port that it is given: the first I/O port, how many, and the ISA line.
 const SERIAL: (u16, u16, u8) = (0x3f8, 8, 4);
+/// The ports of the machine's clock, which the kernel never reads: the first, and how many.
+const CLOCK: (u16, u16) = (0x70, 2);
 /// So many crashes in so many nanoseconds are too many.
 const CRASHES: usize = 4;
 const CRASH_TIME_NS: u64 = 10_000_000_000;
@@ -250,6 +252,9 @@ fn endow<V: Vendor>(
         note(start::MODULES, give(entry)?, MODULES, bytes);
     }
     let (port, count, line) = SERIAL;
+    let ports = give(Entry::full(Object::Ports(port, count)))?;
+    note(start::PORTS, ports, port.into(), count.into());
+    let (port, count) = CLOCK;
     let ports = give(Entry::full(Object::Ports(port, count)))?;
     note(start::PORTS, ports, port.into(), count.into());
     note(

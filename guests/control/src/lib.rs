@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod batch;
+pub mod calendar;
 pub mod command;
 pub mod config;
 pub mod ending;

@@ -49,7 +49,12 @@ pub const LIST: [&str; 8] = [
 ];
 
 /// A domain's row in that list. `cause`: of its being killed.
-pub fn row(info: &DomainInfo, vcpus: &[VcpuInfo], on_end: &str, cause: Option<Cause>) -> [String; 8] {
+pub fn row(
+    info: &DomainInfo,
+    vcpus: &[VcpuInfo],
+    on_end: &str,
+    cause: Option<Cause>,
+) -> [String; 8] {
     [
         info.number.to_string(),
         cut(&name(info), 16),

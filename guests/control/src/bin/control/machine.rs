@@ -8,8 +8,7 @@ use plinth_devices::{acpi, bus, pm, rtc};
 use plinth_guest_control::config::{Device, Grant, Machine, Platform};
 use plinth_guest_control::format;
 use plinth_image::{
-    Format, Image, LEGACY, Machine as LoadedMachine, MemoryKind, Module, Region,
-    ram_ranges,
+    Format, Image, LEGACY, Machine as LoadedMachine, MemoryKind, Module, Region, ram_ranges,
 };
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::domain::{NAME, platform};

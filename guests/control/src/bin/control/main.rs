@@ -7,6 +7,7 @@
 extern crate alloc;
 
 mod archive;
+mod cmos;
 mod control;
 mod crash;
 mod device;

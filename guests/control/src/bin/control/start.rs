@@ -16,6 +16,7 @@ use plinth_rt::abi::{Handle, Schedule, StartEntry, StartInfo};
 use plinth_rt::object::{Domain, Irq, Memory, Ports, System};
 
 use crate::archive::Archive;
+use crate::cmos;
 use crate::control::{Control, Found};
 use crate::guest::with_vcpu;
 use crate::key;
@@ -49,9 +50,8 @@ impl Start {
 
     /// The serial port, where one was given.
     pub fn serial(&self) -> Serial {
-        let ports = find(&self.info, start::PORTS);
-        let enabled = ports.filter(|entry| Ports(Handle(entry.handle)).enable(self.own).is_ok());
-        let serial = Serial::new(enabled.and_then(|entry| u16::try_from(entry.first).ok()));
+        let enabled = self.enable_ports(|first| first != cmos::INDEX);
+        let serial = Serial::new(enabled);
         if let Some(entry) = find(&self.info, start::IRQ)
             && let Ok(event) = self.own.create_event()
             && event.bind(key::SERIAL).is_ok()
@@ -59,6 +59,22 @@ impl Start {
             serial.use_interrupt(Irq(Handle(entry.handle)), event);
         }
         serial
+    }
+
+    /// Enables the ports whose first is such a one, if they were given; the first.
+    fn enable_ports(&self, is_meant: impl Fn(u16) -> bool) -> Option<u16> {
+        let (entry, first) = entries(&self.info)
+            .filter(|entry| entry.kind == start::PORTS)
+            .filter_map(|entry| Some((entry, u16::try_from(entry.first).ok()?)))
+            .find(|&(_, first)| is_meant(first))?;
+        let enabled = Ports(Handle(entry.handle)).enable(self.own);
+        enabled.is_ok().then_some(first)
+    }
+
+    /// The Unix time in nanoseconds when the machine's clock was 0; 0 where nothing tells it.
+    fn wall_clock(&self) -> u64 {
+        self.enable_ports(|first| first == cmos::INDEX)
+            .map_or(0, |_| cmos::wall_clock())
     }
 
     /// Lets the control guest come before others: whoever needs it waits for it. Without that it is only slower.
@@ -94,7 +110,7 @@ impl Start {
             windows: Windows::new(self.own, plinth_rt::ram_size(), &taken)
                 .ok_or("it has no room for windows below 1 GiB")?,
             terminal: Terminal::new(serial),
-            wall_clock: 0,
+            wall_clock: self.wall_clock(),
         }))
     }
 }
