@@ -17,11 +17,21 @@ pub mod message;
 mod registers;
 pub mod requests;
 mod timer;
+mod vectors;
+
+#[cfg(test)]
+mod io_tests;
+#[cfg(test)]
+mod local_tests;
+#[cfg(test)]
+mod storm_tests;
+#[cfg(test)]
+mod timer_tests;
 
 pub use io::IoApic;
 pub use local::{Effect, Lint, LocalApic, Mode};
 pub use message::{Delivery, Destination, Message};
 pub use requests::{Addressing, Requests};
 
-/// Vectors below are exceptions: no APIC delivers them (SDM vol. 3 11.5.2).
+/// The lowest vector that an APIC delivers; those below are illegal (SDM vol. 3 11.5.2).
 pub const FIRST_VECTOR: u8 = 16;

@@ -1,0 +1,77 @@
+//! Sets of vectors.
+
+/// The word of a set of 256 bits that has the vector, and the bit there.
+pub(super) const fn place(vector: u8) -> (usize, u64) {
+    ((vector >> 6) as usize, 1 << (vector & 63))
+}
+
+/// The highest vector of four words; `words` yields them from the highest.
+pub(super) fn highest(words: impl Iterator<Item = u64>) -> Option<u8> {
+    words.zip([192, 128, 64, 0]).find_map(|(word, first)| {
+        let bit = word.checked_ilog2()?;
+        Some(first + bit as u8)
+    })
+}
+
+/// 32 bits of four words, from `index` * 32, as the registers show them.
+pub(super) fn half(index: u8, word: impl FnOnce(usize) -> Option<u64>) -> u32 {
+    let word = word(usize::from(index / 2)).unwrap_or(0);
+    (word >> (32 * (index % 2))) as u32
+}
+
+/// A set of vectors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Vectors([u64; 4]);
+
+impl Vectors {
+    /// No vector.
+    pub(super) const EMPTY: Self = Self([0; 4]);
+
+    /// Adds the vector or removes it; whether it was there.
+    pub(super) fn set(&mut self, vector: u8, there: bool) -> bool {
+        let (index, bit) = place(vector);
+        let Some(word) = self.0.get_mut(index) else {
+            return false;
+        };
+        let was = *word & bit != 0;
+        if there {
+            *word |= bit;
+        } else {
+            *word &= !bit;
+        }
+        was
+    }
+
+    /// The highest.
+    pub(super) fn highest(&self) -> Option<u8> {
+        highest(self.0.iter().rev().copied())
+    }
+
+    /// 32 bits, from `index` * 32.
+    pub(super) fn half(&self, index: u8) -> u32 {
+        half(index, |word| self.0.get(word).copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_is_a_set(changes in prop::collection::vec(any::<(u8, bool)>(), 0..100)) {
+            let (mut vectors, mut model) = (Vectors::EMPTY, BTreeSet::new());
+            for (vector, there) in changes {
+                let was = model.contains(&vector);
+                if there { model.insert(vector); } else { model.remove(&vector); }
+                prop_assert_eq!(vectors.set(vector, there), was);
+                prop_assert_eq!(vectors.highest(), model.last().copied());
+                let half = vectors.half(vector / 32);
+                prop_assert_eq!(half >> (vector % 32) & 1 != 0, there);
+            }
+        }
+    }
+}
