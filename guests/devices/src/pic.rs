@@ -12,7 +12,7 @@ pub const SLAVE: u16 = 0xa0;
 pub const ELCR: u16 = 0x4d0;
 
 /// Where the second is connected.
-const CASCADE: u8 = 2;
+pub const CASCADE: u8 = 2;
 /// What a spurious interrupt looks like: "a DEFAULT IR7".
 const DEFAULT: u8 = 7;
 /// Inputs that are edge triggered for good: the timer, the keyboard, the cascade; and 8 and 13 of the second one, the clock and the FPU.
