@@ -16,8 +16,13 @@ extern crate alloc;
 pub mod acpi;
 pub mod bus;
 pub mod debug;
+pub mod i8042;
+pub mod pic;
+pub mod pit;
 pub mod pm;
 pub mod rtc;
+mod time;
+pub mod uart;
 
 pub use bus::{Config, Edges, Ports, Range};
 
