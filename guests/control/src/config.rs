@@ -611,6 +611,10 @@ mod tests {
             memory = "512 KiB"
             vcpus = 2
             image = "guests/other"
+            format = "multiboot"
+            initrd = "a/initrd"
+            modules = ["a/b", "c"]
+            platform = "pc"
             command-line = "a b"
             weight = 512
             cap = 25
@@ -618,6 +622,7 @@ mod tests {
             devices = ["debug-console"]
             autostart = true
             on-end = "restart"
+            on-reboot = "destroy"
             expect = "status 3"
             time-limit = 0.5
             handles = ["system", "self", "vcpu", "modules", "self"]
@@ -631,6 +636,10 @@ mod tests {
                 memory: Memory(512 << 10),
                 vcpus: Bounded(2),
                 image: "guests/other".into(),
+                format: Some(Word(ImageFormat(Format::Multiboot))),
+                initrd: Some("a/initrd".into()),
+                modules: vec!["a/b".into(), "c".into()],
+                platform: Some(Word(Platform::Pc)),
                 command_line: CommandLine("a b".into()),
                 weight: Bounded(512),
                 cap: Bounded(25),
@@ -638,6 +647,7 @@ mod tests {
                 devices: Some(vec![Word(Device::DebugConsole)]),
                 autostart: true,
                 on_end: Word(OnEnd::Restart),
+                on_reboot: Word(OnEnd::Destroy),
                 expect: Word(Expect::Status(3)),
                 time_limit: Some(Seconds(500_000_000)),
                 handles: [Grant::System, Grant::Itself, Grant::Vcpu, Grant::Modules]
@@ -650,6 +660,22 @@ mod tests {
         assert_eq!((schedule.weight, schedule.cap, schedule.cpu), (512, 25, 1));
         assert!(machine.has_start_info() && machine.grants(Grant::Vcpu));
         assert_eq!(machine.budget(), 1 << 30);
+    }
+
+    #[test]
+    fn the_platform_follows_the_image() {
+        let machine = Machine::default();
+        assert_eq!(machine.platform(Format::Linux, false), Platform::Pc);
+        assert_eq!(machine.platform(Format::Firmware, false), Platform::Pc);
+        assert_eq!(machine.platform(Format::Firmware, true), Platform::Plain);
+        assert_eq!(machine.platform(Format::Plinth, true), Platform::Plain);
+        let pc = Machine::parse("x", "platform = \"pc\"\ndevices = [\"com1\"]").unwrap();
+        assert_eq!(pc.platform(Format::Plinth, true), Platform::Pc);
+        assert!(pc.has(Device::Com1, Platform::Pc) && !pc.has(Device::Rtc, Platform::Pc));
+        assert!(
+            machine.has(Device::Rtc, Platform::Pc) && !machine.has(Device::Rtc, Platform::Plain)
+        );
+        assert!(!machine.has(Device::DebugExit, Platform::Pc));
     }
 
     #[test]
