@@ -178,7 +178,7 @@ fn the_version_tells_of_six_entries_and_of_suppressed_broadcasts() {
 
 #[test]
 fn legal_and_illegal_changes_of_the_mode() {
-    // SDM vol. 3 figure 11-31: from each state, where each value leads.
+    // SDM vol. 3 figure 11-27: from each state, where each value leads.
     let invalid = 0xfee0_0400;
     let cases = [
         (DISABLED, [Ok(Mode::XApic), Err(GP), Ok(Mode::Disabled)]),
@@ -256,11 +256,14 @@ fn entering_x2apic_mode_keeps_what_was_set() {
     let mut cpu = Cpu::new(1);
     let _ = cpu.write(TPR, 0x20);
     let _ = cpu.write(LVT_TIMER, 0x2_0040);
+    let _ = cpu.write(ICR_HIGH, 0x0300_0000);
+    let _ = cpu.write(ICR, 0x4055);
     cpu.raise(0x80);
     cpu.take();
     assert_eq!(cpu.base(X2APIC), Ok(Effect::Changed));
     assert_eq!((cpu.rdmsr(0x808), cpu.rdmsr(0x80f)), (Ok(0x20), Ok(0x1ff)));
     assert_eq!((cpu.rdmsr(0x832), cpu.rdmsr(0x814)), (Ok(0x2_0040), Ok(1)));
+    assert_eq!(cpu.rdmsr(0x830), Ok(0x4055), "but not the destination");
 }
 
 #[test]
@@ -437,8 +440,8 @@ fn processor_priority_is_that_of_task_and_service() {
     assert_eq!(cpu.read(PPR), 0x80, "the class of the one in service alone");
     let _ = cpu.write(TPR, 0x95);
     assert_eq!(cpu.read(PPR), 0x95);
-    let _ = cpu.write(TPR, 0x85);
-    assert_eq!(cpu.read(PPR) & 0xf0, 0x80);
+    let _ = cpu.write(TPR, 0x81);
+    assert_eq!(cpu.read(PPR), 0x81, "equal classes");
     let _ = cpu.write(PPR, 0);
     assert_eq!(cpu.read(PPR) & 0xf0, 0x80, "read-only");
 }

@@ -185,7 +185,7 @@ impl Requests {
         self.signal(|signals| signals.with_init(false)).init()
     }
 
-    /// A start-up arrives; whether there was none. Who does not wait for it takes it and forgets it (SDM vol. 3 9.4.4.1).
+    /// A start-up arrives; whether there was none. Who does not wait for it takes it and forgets it.
     pub fn raise_startup(&self, vector: u8) -> bool {
         !self
             .signal(|signals| signals.with_startup(true).with_startup_vector(vector))

@@ -178,7 +178,7 @@ proptest! {
     /// A model of two sets and a register: each interrupt that is accepted ends at most once, the highest first, with the
     /// trigger mode that it had; and what is accepted is always of a higher class than all that is in service.
     #[test]
-    fn interrupts_are_accepted_by_priority_and_end_once(events in prop::collection::vec(tame(), 0..200)) {
+    fn interrupts_are_accepted_by_priority_and_end_once(events in prop::collection::vec(tame(), 0..100)) {
         let mut guest = Guest::new();
         let mut pending = BTreeMap::new();
         let mut service: Vec<(u8, bool)> = Vec::new();
@@ -235,7 +235,7 @@ proptest! {
     /// Nothing that a guest does panics. Illegal vectors never appear, no two interrupts of one class are in service, and
     /// what is deliverable is above them.
     #[test]
-    fn a_storm_breaks_no_law(events in prop::collection::vec(wild(), 0..200)) {
+    fn a_storm_breaks_no_law(events in prop::collection::vec(wild(), 0..100)) {
         let mut guest = Guest::new();
         for event in events {
             guest.does(event);

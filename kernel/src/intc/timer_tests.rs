@@ -62,6 +62,19 @@ fn the_longest_count_does_not_overflow() {
 }
 
 #[test]
+fn a_tsc_at_its_end_overflows_nothing() {
+    for initial in [3, 100_000] {
+        let mut timer = timer(TimerMode::Periodic, BY_1, initial, 0);
+        assert!(timer.expire(u64::MAX));
+        assert_eq!(timer.deadline(false), Some(u64::MAX));
+        assert!(timer.current(u64::MAX) <= initial);
+        timer.set_divide(0, u64::MAX);
+        timer.set_initial(initial, u64::MAX);
+        assert_eq!(timer.deadline(false), Some(u64::MAX));
+    }
+}
+
+#[test]
 fn a_periodic_timer_reloads_and_does_not_drift() {
     let mut timer = timer(TimerMode::Periodic, BY_1, 100_000, 0);
     assert!(timer.expire(100_007));

@@ -1,0 +1,345 @@
+//! The local APIC of a vCPU (SDM vol. 3 chapter 11).
+//!
+//! One CPU has it at a time. What others ask of it is in [`Requests`], which every method takes that needs it: IRR and TMR
+//! are there, and there it publishes how it is to be addressed.
+//!
+//! It has xAPIC and x2APIC mode, the timer in its three modes, and six entries of the local vector table, of which no
+//! thermal sensor and no performance counter ever makes use. It is at the address 0xfee00000 and nowhere else. IPIs of
+//! lowest priority are sent; the receiver is the caller's choice.
+
+mod access;
+mod table;
+
+use super::message::Message;
+use super::registers::{LocalVector, Source, SpuriousVector};
+use super::requests::{Addressing, Requests};
+use super::timer::Timer;
+use super::vectors::Vectors;
+use crate::rules::GeneralProtection;
+
+/// IA32_APIC_BASE: the address of the register page, BSP, x2APIC mode, enabled (SDM vol. 3 11.4.4, 11.12.1).
+const BASE_ADDRESS: u64 = 0xfee0_0000;
+const BASE_BSP: u64 = 1 << 8;
+const BASE_X2: u64 = 1 << 10;
+const BASE_ENABLE: u64 = 1 << 11;
+
+/// The destination format register of the flat model: bits 31:28 are the model, the others 1 (SDM vol. 3 11.6.2.2).
+const FLAT: u32 = u32::MAX;
+const MODEL: u32 = 0xf << 28;
+
+/// The mode that IA32_APIC_BASE has put the APIC in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Disabled: the processor is as one without a local APIC (SDM vol. 3 11.4.3).
+    Disabled,
+    /// Registers are in memory.
+    XApic,
+    /// Registers are MSRs.
+    X2Apic,
+}
+
+/// The local interrupt pins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lint {
+    /// LINT0: the PIC's INTR.
+    Lint0,
+    /// LINT1: NMI.
+    Lint1,
+}
+
+impl Lint {
+    pub(super) const fn source(self) -> Source {
+        match self {
+            Self::Lint0 => Source::Lint0,
+            Self::Lint1 => Source::Lint1,
+        }
+    }
+}
+
+/// What is left to do after a write, and cannot be done here.
+///
+/// Any of them but `None` may also have made an interrupt deliverable or no longer so.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// Deliver the message; the sender may be among those that it is for.
+    Send(Message),
+    /// An interrupt was raised in the vCPU's own requests.
+    SelfInterrupt,
+    /// The highest interrupt in service has ended; `broadcast`: tell the I/O APICs.
+    Eoi {
+        /// Its vector.
+        vector: u8,
+        /// It was level-triggered, and the guest does not tell the I/O APICs itself.
+        broadcast: bool,
+    },
+    /// The deadline may have changed.
+    Timer,
+    /// Priority, enabling or the local vector table has changed, or an error was noted: look for a deliverable interrupt
+    /// again, and ask for the deadline.
+    Changed,
+}
+
+/// The local APIC, but for what others may touch ([`Requests`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalApic {
+    id: u32,
+    bootstrap: bool,
+    mode: Mode,
+    /// ISR.
+    in_service: Vectors,
+    /// Those of ISR that were level-triggered when they were accepted; TMR may change under them.
+    in_service_level: Vectors,
+    /// The highest of ISR; 0: none.
+    highest: u8,
+    /// TPR.
+    task_priority: u8,
+    /// LDR bits 31:24, of xAPIC mode.
+    logical: u8,
+    /// DFR.
+    format: u32,
+    spurious: SpuriousVector,
+    /// ESR, and the errors since it was written.
+    error_status: u32,
+    errors: u32,
+    /// An error raises an interrupt: none has done so since ESR was written.
+    error_armed: bool,
+    /// ICR.
+    command: u64,
+    local: [LocalVector; Source::COUNT],
+    /// LINT0 and LINT1 are asserted.
+    asserted: [bool; 2],
+    timer: Timer,
+}
+
+impl LocalApic {
+    /// The state after power-up (SDM vol. 3 11.4.7.1): xAPIC mode, disabled by software. Publishes into `requests`.
+    pub fn new(bootstrap: bool, requests: &Requests) -> Self {
+        let apic = Self {
+            bootstrap,
+            ..Self::reset(requests.id(), Mode::XApic)
+        };
+        apic.publish(requests);
+        apic
+    }
+
+    const fn reset(id: u32, mode: Mode) -> Self {
+        Self {
+            id,
+            bootstrap: false,
+            mode,
+            in_service: Vectors::EMPTY,
+            in_service_level: Vectors::EMPTY,
+            highest: 0,
+            task_priority: 0,
+            logical: 0,
+            format: FLAT,
+            spurious: SpuriousVector::RESET,
+            error_status: 0,
+            errors: 0,
+            error_armed: true,
+            command: 0,
+            local: [LocalVector::MASKED; Source::COUNT],
+            asserted: [false; 2],
+            timer: Timer::RESET,
+        }
+    }
+
+    /// INIT (SDM vol. 3 11.4.7.3, 11.12.5.1): as after power-up, but mode and identifier stay. Forgets IRR.
+    pub fn init_reset(&mut self, requests: &Requests) {
+        *self = Self {
+            bootstrap: self.bootstrap,
+            asserted: self.asserted,
+            ..Self::reset(self.id, self.mode)
+        };
+        requests.clear_interrupts();
+        self.publish(requests);
+    }
+
+    /// What a PC's firmware leaves at the bootstrap processor (MultiProcessor Specification 3.6.2.2, virtual wire mode):
+    /// enabled by software, the PIC's interrupts come through LINT0, and LINT1 is NMI.
+    pub fn set_virtual_wire(&mut self, requests: &Requests) {
+        self.spurious = self.spurious.with_enabled(true);
+        let entry = LocalVector::new();
+        self.set_local(Source::Lint0, entry.with_delivery(LocalVector::EXT_INT));
+        self.set_local(Source::Lint1, entry.with_delivery(LocalVector::NMI));
+        self.publish(requests);
+    }
+
+    fn publish(&self, requests: &Requests) {
+        requests.publish(
+            Addressing::new()
+                .with_hardware_enabled(self.mode != Mode::Disabled)
+                .with_software_enabled(self.spurious.enabled())
+                .with_x2apic(self.mode == Mode::X2Apic)
+                .with_flat(self.format & MODEL == MODEL)
+                .with_logical(self.logical),
+        );
+    }
+
+    /// IA32_APIC_BASE.
+    pub const fn base(&self) -> u64 {
+        let mode = match self.mode {
+            Mode::Disabled => 0,
+            Mode::XApic => BASE_ENABLE,
+            Mode::X2Apic => BASE_ENABLE | BASE_X2,
+        };
+        BASE_ADDRESS | mode | if self.bootstrap { BASE_BSP } else { 0 }
+    }
+
+    /// Writes IA32_APIC_BASE. The BSP flag stays what it is. An APIC that was disabled is as after power-up (SDM vol. 3
+    /// 11.4.3).
+    ///
+    /// # Errors
+    /// A reserved bit, an address other than 0xfee00000, or a transition that SDM vol. 3 11.12.5 forbids.
+    pub fn set_base(
+        &mut self,
+        value: u64,
+        requests: &Requests,
+    ) -> Result<Effect, GeneralProtection> {
+        if value & !(BASE_BSP | BASE_X2 | BASE_ENABLE) != BASE_ADDRESS {
+            return Err(GeneralProtection);
+        }
+        let mode = match (value & BASE_ENABLE != 0, value & BASE_X2 != 0) {
+            (false, false) => Mode::Disabled,
+            (true, false) => Mode::XApic,
+            (true, true) => Mode::X2Apic,
+            (false, true) => return Err(GeneralProtection),
+        };
+        match (self.mode, mode) {
+            (old, new) if old == new => return Ok(Effect::None),
+            (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => {
+                return Err(GeneralProtection);
+            }
+            (_, Mode::Disabled) => {
+                self.mode = mode;
+                self.init_reset(requests);
+            }
+            // The upper half, whose layout differs, is not preserved (SDM vol. 3 11.12.5.1).
+            (Mode::XApic, Mode::X2Apic) => self.command &= 0xffff_ffff,
+            _ => {}
+        }
+        self.mode = mode;
+        self.publish(requests);
+        Ok(Effect::Changed)
+    }
+
+    /// The mode.
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The identifier.
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// CR8: the class of the task priority, 0 to 15.
+    pub const fn task_priority(&self) -> u8 {
+        self.task_priority >> 4
+    }
+
+    /// Writes CR8; the lower half of TPR becomes 0 (SDM vol. 3 11.8.6.1).
+    pub const fn set_task_priority(&mut self, class: u8) -> Effect {
+        self.task_priority = class << 4;
+        Effect::Changed
+    }
+
+    /// PPR (SDM vol. 3 11.8.3.1). Where both classes are equal its lower half is TPR's, as in the processor's own
+    /// virtualisation of it (30.1.3).
+    pub const fn processor_priority(&self) -> u8 {
+        if self.task_priority >> 4 >= self.highest >> 4 {
+            self.task_priority
+        } else {
+            self.highest & 0xf0
+        }
+    }
+
+    /// The interrupt to be delivered next: the highest in IRR, if its class is above that of PPR. Disabling by software
+    /// keeps new ones out, but does not hold back those that are pending (SDM vol. 3 11.4.7.2).
+    #[inline]
+    pub fn deliverable(&self, requests: &Requests) -> Option<u8> {
+        let vector = requests.highest()?;
+        let above = vector >> 4 > self.task_priority >> 4 && vector >> 4 > self.highest >> 4;
+        (above && self.mode != Mode::Disabled).then_some(vector)
+    }
+
+    /// The processor takes the deliverable interrupt: from IRR to ISR. Whether it was still there.
+    pub fn accept(&mut self, vector: u8, requests: &Requests) -> bool {
+        if !requests.take(vector) {
+            return false;
+        }
+        self.in_service.set(vector, true);
+        self.in_service_level.set(vector, requests.is_level(vector));
+        self.highest = self.highest.max(vector);
+        true
+    }
+
+    /// An accepted interrupt has not reached the guest: from ISR back to IRR.
+    pub fn put_back(&mut self, vector: u8, requests: &Requests) {
+        if let Some(level) = self.retire(vector) {
+            requests.put_back(vector, level);
+        }
+    }
+
+    /// Takes a vector out of ISR; whether it was level-triggered, `None` if it was not there.
+    fn retire(&mut self, vector: u8) -> Option<bool> {
+        if !self.in_service.set(vector, false) {
+            return None;
+        }
+        self.highest = self.in_service.highest().unwrap_or(0);
+        Some(self.in_service_level.set(vector, false))
+    }
+
+    /// EOI (SDM vol. 3 11.8.5).
+    fn end_of_interrupt(&mut self, requests: &Requests) -> Effect {
+        let vector = self.highest;
+        let Some(level) = self.retire(vector) else {
+            return Effect::None;
+        };
+        if level {
+            for source in [Source::Lint0, Source::Lint1] {
+                let entry = self.local(source);
+                if entry.remote_irr() && entry.vector() == vector {
+                    self.set_local(source, entry.with_remote_irr(false));
+                    self.serve_pin(source, requests);
+                }
+            }
+        }
+        Effect::Eoi {
+            vector,
+            broadcast: level && !self.spurious.suppress_eoi_broadcast(),
+        }
+    }
+
+    /// IA32_TSC_DEADLINE: 0 if the timer is not in TSC-deadline mode, or not armed.
+    pub const fn tsc_deadline(&self) -> u64 {
+        self.timer.tsc_deadline()
+    }
+
+    /// Writes IA32_TSC_DEADLINE; ignored if the timer is not in TSC-deadline mode (SDM vol. 3 11.5.4.1).
+    pub const fn set_tsc_deadline(&mut self, value: u64) -> Effect {
+        self.timer.set_tsc_deadline(value);
+        Effect::Timer
+    }
+
+    /// The guest's TSC was set, and is `by` (modulo 2^64) ahead of what it would have been: counts go on as they did, while
+    /// the TSC deadline is nearer or farther.
+    pub fn tsc_moved(&mut self, by: u64) -> Effect {
+        self.timer.tsc_moved(by);
+        Effect::Timer
+    }
+
+    /// When [`Self::expire`] is to be called, as a value of the guest's TSC; it may be past.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.timer.deadline(self.local(Source::Timer).masked())
+    }
+
+    /// The timer, if its time has come; whether an interrupt was raised. Periods that have ended since the last call are one
+    /// interrupt, and later ones stay in phase.
+    pub fn expire(&mut self, requests: &Requests, now: u64) -> bool {
+        self.timer.expire(now) && self.fire(Source::Timer, requests)
+    }
+}
