@@ -548,10 +548,10 @@ impl Pit {
 
     /// When the next tick may be given.
     fn earliest(&self) -> u64 {
-        let half = self
-            .channels
-            .first()
-            .map_or(0, |zero| u64::from(zero.count) * SECOND / HZ / 2);
+        // A count that waits for its switch must not make it earlier than the owner was told.
+        let half = self.channels.first().map_or(0, |zero| {
+            u64::from(zero.count.min(zero.written)) * SECOND / HZ / 2
+        });
         self.given
             .map_or(0, |given| given.saturating_add(half.max(SHORTEST)))
     }

@@ -288,7 +288,7 @@ proptest! {
     /// Who follows the edges knows the lines; and nothing changes between the looks that were asked for.
     #[test]
     fn a_storm_keeps_the_owner_informed(
-        storm in prop::collection::vec((0..6u8, any::<prop::sample::Index>(), any::<u32>(), 0..1u64 << 34), 0..300),
+        storm in prop::collection::vec((0..6u8, any::<prop::sample::Index>(), any::<u32>(), 0..1u64 << 34), 0..150),
     ) {
         let mut ports = Ports::new(&everything(), 0);
         let all: Vec<u16> = ports
@@ -308,7 +308,7 @@ proptest! {
                 _ => {
                     let until = now.saturating_add(step >> (value & 31));
                     let mut looks = 0;
-                    while let Some(next) = ports.next_event(now).filter(|next| *next < until && looks < 100) {
+                    while let Some(next) = ports.next_event(now).filter(|next| *next < until && looks < 30) {
                         if next > now {
                             // One moment before nothing has happened.
                             prop_assert_eq!(ports.clone().lines(next - 1), ports.lines(now));

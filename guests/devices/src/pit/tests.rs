@@ -331,6 +331,17 @@ fn a_single_shot_ticks_once_and_its_line_falls_when_it_is_set_again() {
 }
 
 #[test]
+fn a_strobe_ticks_when_it_ends() {
+    let mut pit = Pit::new();
+    program(&mut pit, 0, 4, 1000, 0);
+    assert!(pit.tick(0));
+    assert_eq!(pit.next_event(0), Some(at(1002)));
+    assert!(!pit.tick(at(1001)));
+    assert!(pit.tick(at(1002)));
+    assert_eq!(pit.next_event(at(1002)), None);
+}
+
+#[test]
 fn lost_ticks_are_caught_up_to_a_bound() {
     let mut pit = Pit::new();
     program(&mut pit, 0, 2, 1193, 0);
@@ -350,6 +361,20 @@ fn lost_ticks_are_caught_up_to_a_bound() {
     // A control word forgets them.
     pit.write(CONTROL, 0x34, now);
     assert!(!pit.tick(now));
+}
+
+#[test]
+fn a_shorter_period_is_not_slowed_by_the_one_before() {
+    let mut pit = Pit::new();
+    program(&mut pit, 0, 2, 60_000, 0);
+    assert!(pit.tick(0));
+    pit.next_event(at(60_001));
+    assert!(pit.tick(at(60_001)));
+    // It takes effect with the end of the period that runs, at 120001.
+    count_to(&mut pit, 0, 1000, at(119_990));
+    assert!(pit.next_event(at(119_990)).unwrap() <= at(120_001));
+    assert!(pit.tick(at(120_001)));
+    assert_eq!(pit.next_event(at(120_001)), Some(at(121_001)));
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn an_ended_update_interrupts_until_register_c_is_read() {
 #[test]
 fn flags_are_raised_without_being_enabled() {
     let mut rtc = clock_at(LEAP);
-    assert_eq!(read(&mut rtc, C, SECOND), c::UF | c::PF | c::AF & 0);
+    assert_eq!(read(&mut rtc, C, SECOND), c::UF | c::PF);
     assert!(!rtc.interrupt(SECOND));
     // Enabled later, a flag that is there interrupts.
     rtc.interrupt(2 * SECOND);
@@ -350,9 +350,8 @@ proptest! {
                 _ => now = now.saturating_add(step >> (value & 63)),
             }
             let high = rtc.interrupt(now);
-            match rtc.next_event(now) {
-                Some(next) => prop_assert!(!high && next >= now),
-                None => {}
+            if let Some(next) = rtc.next_event(now) {
+                prop_assert!(!high && next >= now);
             }
         }
         rtc.interrupt(end);
