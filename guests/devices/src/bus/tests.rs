@@ -162,6 +162,10 @@ fn com1_sends_and_receives() {
     }
     assert_eq!(ports.take_output(), b"Linux");
     assert!(ports.take_output().is_empty());
+    for _ in 0..MOST_OUTPUT + 10 {
+        ports.write(0x3f8, 1, 0, 0);
+    }
+    assert_eq!(ports.take_output().len(), MOST_OUTPUT);
     ports.write(0x3fa, 1, 0x07, 0);
     assert_eq!(ports.type_in(b"0123456789abcdefgh"), 16);
     assert_eq!(ports.read(0x3f8, 1, 0), b'0'.into());
