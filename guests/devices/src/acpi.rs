@@ -22,6 +22,9 @@ use crate::{i8042, pic, pit, rtc, uart};
 /// Where guests look for the RSDP that have not been told where it is (5.2.5.1).
 const SEARCHED: core::ops::Range<u64> = 0xe_0000..0x10_0000;
 
+/// The FACS lies on such a boundary (5.2.10); the others need less.
+const ALIGNMENT: usize = 64;
+
 const OEM: [u8; 6] = *b"PLINTH";
 const OEM_TABLE: [u8; 8] = *b"PLINTHVM";
 const OEM_REVISION: u32 = 1;
@@ -86,7 +89,7 @@ pub enum AcpiError {
 /// Builds the tables at `base` for a domain of `vcpus` vCPUs, whose APIC identifiers count from 0, with the devices of `config`.
 pub fn build(vcpus: u32, config: &bus::Config, base: u64) -> Result<Tables, AcpiError> {
     let width = config.pm.ok_or(AcpiError::NoFixedHardware)?;
-    if !SEARCHED.contains(&base) || !base.is_multiple_of(u64::from(facs_alignment())) {
+    if !SEARCHED.contains(&base) || !base.is_multiple_of(ALIGNMENT as u64) {
         return Err(AcpiError::Misplaced);
     }
     if !(1..=MOST_VCPUS).contains(&vcpus) {
@@ -120,11 +123,6 @@ pub fn build(vcpus: u32, config: &bus::Config, base: u64) -> Result<Tables, Acpi
     })
 }
 
-/// The FACS lies on a 64-byte boundary (5.2.10); the others need less.
-const fn facs_alignment() -> u32 {
-    64
-}
-
 /// Tables, one behind the other.
 struct Image {
     base: u64,
@@ -140,7 +138,7 @@ impl Image {
     }
 
     fn place_bytes(&mut self, table: &[u8]) -> u64 {
-        let at = self.bytes.len().next_multiple_of(facs_alignment() as usize);
+        let at = self.bytes.len().next_multiple_of(ALIGNMENT);
         self.bytes.resize(at, 0);
         self.bytes.extend_from_slice(table);
         self.base + at as u64

@@ -65,6 +65,8 @@ pub mod line {
 /// The first port of COM1.
 pub const COM1: u16 = 0x3f8;
 const COM1_LAST: u16 = COM1 + uart::PORTS - 1;
+/// Bytes of output that are kept.
+pub const MOST_OUTPUT: usize = 64 << 10;
 /// PCI's configuration address.
 const PCI_ADDRESS: u16 = 0xcf8;
 
@@ -251,12 +253,12 @@ impl Ports {
         self.pic.as_mut().map_or(0xff, Pic::acknowledge)
     }
 
-    /// The bytes that COM1 has sent since the last call. The owner calls it after every access: they are kept without bound.
+    /// The bytes that COM1 has sent since the last call: the first [`MOST_OUTPUT`] of them, for an owner that does not listen.
     pub fn take_output(&mut self) -> Vec<u8> {
         core::mem::take(&mut self.output)
     }
 
-    /// Bytes for COM1 to receive; how many there was room for. There is room again after the guest has read.
+    /// Bytes for COM1 to receive; how many there was room for. There is room again after the guest has read. The line may rise.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
         let Some(uart) = &mut self.uart else {
             return 0;
@@ -269,7 +271,7 @@ impl Ports {
         self.power.take()
     }
 
-    /// Somebody presses the power button, by which a guest is asked to end.
+    /// Somebody presses the power button, by which a guest is asked to end. The line may rise.
     pub fn press_power_button(&mut self) {
         if let Some(pm) = &mut self.pm {
             pm.press();
@@ -303,7 +305,9 @@ impl Ports {
         match port {
             COM1..=COM1_LAST => {
                 if let Some(uart) = &mut self.uart {
-                    self.output.extend(uart.write(port - COM1, value));
+                    let sent = uart.write(port - COM1, value);
+                    self.output
+                        .extend(sent.filter(|_| self.output.len() < MOST_OUTPUT));
                 }
             }
             port if Pic::owns(port) => {

@@ -69,7 +69,7 @@ struct Chip {
     ltim: bool,
     /// Bits 7 to 3 of the vectors.
     base: u8,
-    /// ICW3 as it was written. The cascade is wired: only a read of the code would tell the difference.
+    /// It was told that there is no other (ICW1, SNGL).
     single: bool,
     wants_icw4: bool,
     expects: Expects,
@@ -255,7 +255,7 @@ impl Chip {
                     Expects::Ocw1
                 };
             }
-            // The wiring is what it is.
+            // It says where the cascade is; the wiring is what it is.
             Expects::Icw3 => {
                 self.expects = if self.wants_icw4 {
                     Expects::Icw4

@@ -448,8 +448,8 @@ pub struct Pit {
     seen: i64,
     owed: u64,
     line: bool,
-    /// When the next tick may be given.
-    earliest: u64,
+    /// When the last tick was given.
+    given: Option<u64>,
 }
 
 impl Default for Pit {
@@ -467,7 +467,7 @@ impl Pit {
             seen: 0,
             owed: 0,
             line: false,
-            earliest: 0,
+            given: None,
         }
     }
 
@@ -537,16 +537,23 @@ impl Pit {
     /// Takes a tick that is owed: ISA interrupt 0 has a rising edge, and its line is high.
     pub fn tick(&mut self, now: u64) -> bool {
         self.advance(now);
-        if self.owed == 0 || now < self.earliest {
+        if self.owed == 0 || now < self.earliest() {
             return false;
         }
         self.owed -= 1;
         self.line = true;
-        let half = self.channels.first().map_or(0, |zero| {
-            i64::from(zero.count).unsigned_abs() * SECOND / HZ / 2
-        });
-        self.earliest = now.saturating_add(half.max(SHORTEST));
+        self.given = Some(now);
         true
+    }
+
+    /// When the next tick may be given.
+    fn earliest(&self) -> u64 {
+        // A count that waits for its switch must not make it earlier than the owner was told.
+        let half = self.channels.first().map_or(0, |zero| {
+            u64::from(zero.count.min(zero.written)) * SECOND / HZ / 2
+        });
+        self.given
+            .map_or(0, |given| given.saturating_add(half.max(SHORTEST)))
     }
 
     /// The level of ISA interrupt 0.
@@ -563,7 +570,7 @@ impl Pit {
             let rise = self.channels.first()?.next_rise(tick)?;
             moment(rise.unsigned_abs(), HZ)
         };
-        Some(due.max(self.earliest).max(now))
+        Some(due.max(self.earliest()).max(now))
     }
 
     /// The tick of `now`, to which everything is brought.

@@ -93,7 +93,7 @@ fn the_machine_is_in_acpi_mode_for_good() {
     assert_eq!(read(&mut pm, CONTROL, 2, 0), 1);
     write_word(&mut pm, CONTROL, 0, 0);
     assert_eq!(read(&mut pm, CONTROL, 2, 0), 1);
-    write_word(&mut pm, CONTROL, 0xffff & !(1 << 13), 0);
+    write_word(&mut pm, CONTROL, !(1 << 13), 0);
     // BM_RLD and SLP_TYP hold; GBL_RLS and what is reserved do not.
     assert_eq!(read(&mut pm, CONTROL, 2, 0), 0b1_1100_0000_0011);
 }
