@@ -149,7 +149,7 @@ impl<V: Vendor> Context<V> {
             clock: Clock::default(),
             slice_end: u64::MAX,
             timer_end: u64::MAX,
-            msrs: MsrState::new(),
+            msrs: MsrState::default(),
             lengths: LengthCache::default(),
             counters: Counters::default(),
             waiting,
@@ -425,7 +425,7 @@ impl<V: Vendor> Context<V> {
     pub fn tsc_moved(&mut self, run: &mut Run<'_, V>, before: u64) {
         let by = self.msrs.tsc_offset.wrapping_sub(before);
         if let Some(apic) = &mut self.apic {
-            apic.tsc_moved(by);
+            let _ = apic.tsc_moved(by);
             self.rearm(run);
         }
         self.clock.tell_time(&self.domain, &self.now());

@@ -100,9 +100,9 @@ pub struct MsrState {
     pub mtrr_variable: [u64; 2 * VARIABLE_RANGES as usize],
 }
 
-impl MsrState {
+impl Default for MsrState {
     /// The state after reset.
-    pub const fn new() -> Self {
+    fn default() -> Self {
         Self {
             tsc_offset: 0,
             tsc_adjust: 0,
@@ -111,6 +111,9 @@ impl MsrState {
             mtrr_fixed: [0; 11],
             mtrr_variable: [0; 2 * VARIABLE_RANGES as usize],
         }
+}
+
+impl MsrState {
     }
 
     /// The register of a fixed or variable range, where `msr` is one.
@@ -393,7 +396,7 @@ mod tests {
 
     impl Machine {
         fn new(features: Features) -> Self {
-            Self(MsrState::new(), features, Fake::default())
+            Self(MsrState::default(), features, Fake::default())
         }
         fn read(&self, msr: u32) -> Result<u64, GeneralProtection> {
             read(msr, &self.0, &self.1, &self.2)

@@ -45,6 +45,10 @@ pub struct Devices {
     claims: Vec<(u32, u64)>,
     debug_console: bool,
     ports: Option<Ports>,
+    /// There is a power button.
+    has_button: bool,
+    /// Its console is COM1.
+    has_com1: bool,
     /// The level of the 8259As' output as the kernel knows it.
     intr: bool,
     output: Vec<u8>,
@@ -89,6 +93,8 @@ impl Devices {
             claims: Vec::new(),
             debug_console: equipment.debug_console,
             ports: pc.map(|pc| Ports::new(&pc.ports, hypercall::clock())),
+            has_button: pc.is_some_and(|pc| pc.ports.pm.is_some()),
+            has_com1: pc.is_some_and(|pc| pc.ports.com1),
             intr: false,
             output: Vec::new(),
         };
@@ -237,14 +243,15 @@ impl Devices {
 
     /// Types into the serial port; how many bytes there was room for. `None`: it has none.
     pub fn type_in(&mut self, bytes: &[u8]) -> Option<usize> {
-        let taken = self.ports.as_mut()?.type_in(bytes);
+        let ports = self.ports.as_mut().filter(|_| self.has_com1)?;
+        let taken = ports.type_in(bytes);
         self.look();
         Some(taken)
     }
 
     /// Presses the power button; whether it has one.
     pub fn press_power_button(&mut self) -> bool {
-        let Some(ports) = &mut self.ports else {
+        let Some(ports) = self.ports.as_mut().filter(|_| self.has_button) else {
             return false;
         };
         ports.press_power_button();

@@ -332,6 +332,12 @@ impl Control {
             self.with(number, |guest| guest.asked = asked);
             return Ok(alloc::format!("{} is not restarted", self.name_of(number)));
         }
+        if asked == Asked::Stop && self.press_power_button(number) {
+            return Ok(alloc::format!(
+                "{} was asked to power off; `kill` ends it at once",
+                self.name_of(number)
+            ));
+        }
         // Before the call: the end may be seen at once.
         let before = self.with(number, |guest| core::mem::replace(&mut guest.asked, asked));
         self.change(number, "was ended", Domain::kill)
@@ -340,6 +346,23 @@ impl Control {
                     self.with(number, |guest| guest.asked = before);
                 }
             })
+    }
+
+    /// Presses the power button of a domain that runs and has one; whether that is so.
+    fn press_power_button(&self, number: u32) -> bool {
+        self.with(number, |guest| {
+            let info = guest.domain.info();
+            let pressed = info.is_ok_and(|info| info.state == DomainState::RUNNING)
+                && guest
+                    .devices
+                    .as_mut()
+                    .is_some_and(Devices::press_power_button);
+            if pressed {
+                guest.asked = Asked::Stop;
+            }
+            pressed
+        })
+        .unwrap_or(false)
     }
 
     /// Takes a domain back. Its console is kept for a while.
