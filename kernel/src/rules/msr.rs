@@ -111,11 +111,10 @@ impl Default for MsrState {
             mtrr_fixed: [0; 11],
             mtrr_variable: [0; 2 * VARIABLE_RANGES as usize],
         }
+    }
 }
 
 impl MsrState {
-    }
-
     /// The register of a fixed or variable range, where `msr` is one.
     fn mtrr(&self, msr: u32) -> Option<u64> {
         match variable_index(msr) {
