@@ -483,11 +483,13 @@ pub enum Device {
     Acpi,
     /// The keyboard controller, without a keyboard.
     I8042,
+    /// PCI's configuration space.
+    Pci,
 }
 
 impl Device {
     /// Every device by its name.
-    const NAMED: [(&str, Self); 8] = [
+    const NAMED: [(&str, Self); 9] = [
         ("debug-console", Self::DebugConsole),
         ("debug-exit", Self::DebugExit),
         ("com1", Self::Com1),
@@ -496,6 +498,7 @@ impl Device {
         ("rtc", Self::Rtc),
         ("acpi", Self::Acpi),
         ("i8042", Self::I8042),
+        ("pci", Self::Pci),
     ];
 
     /// Whether a PC has it unless its file says otherwise.
@@ -547,7 +550,7 @@ impl FromStr for Device {
             .into_iter()
             .find(|(name, _)| *name == text)
             .map(|(_, device)| device)
-            .ok_or("expected `debug-console`, `debug-exit`, `com1`, `pic`, `pit`, `rtc`, `acpi` or `i8042`")
+            .ok_or("expected `debug-console`, `debug-exit`, `com1`, `pic`, `pit`, `rtc`, `acpi`, `i8042` or `pci`")
     }
 }
 
@@ -740,7 +743,7 @@ mod tests {
         );
         assert_eq!(
             error("devices = [\n  \"debug-console\",\n  \"floppy\",\n]"),
-            "line 3: `devices`: `floppy` is none: expected `debug-console`, `debug-exit`, `com1`, `pic`, `pit`, `rtc`, `acpi` or `i8042`"
+            "line 3: `devices`: `floppy` is none: expected `debug-console`, `debug-exit`, `com1`, `pic`, `pit`, `rtc`, `acpi`, `i8042` or `pci`"
         );
         assert_eq!(
             error("handles = [\"root\"]"),

@@ -19,6 +19,7 @@ use alloc::vec::Vec;
 use crate::Power;
 use crate::debug;
 use crate::i8042::{self, I8042};
+use crate::pci::{self, Pci};
 use crate::pic::{self, Pic};
 use crate::pit::{self, Pit};
 use crate::pm::{self, Pm, TimerWidth};
@@ -40,6 +41,8 @@ pub struct Config {
     pub pm: Option<TimerWidth>,
     /// The keyboard controller, without a keyboard.
     pub i8042: bool,
+    /// PCI's configuration space, with a host bridge and nothing else.
+    pub pci: bool,
     /// The first of the four ports that end the machine with a status, [`debug::EXIT`] by custom. They must be nobody else's.
     pub debug_exit: Option<u16>,
 }
@@ -67,8 +70,6 @@ pub const COM1: u16 = 0x3f8;
 const COM1_LAST: u16 = COM1 + uart::PORTS - 1;
 /// Bytes of output that are kept.
 pub const MOST_OUTPUT: usize = 64 << 10;
-/// PCI's configuration address.
-const PCI_ADDRESS: u16 = 0xcf8;
 
 /// Ports that follow each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,6 +103,7 @@ pub struct Ports {
     rtc: Option<Rtc>,
     pm: Option<Pm>,
     i8042: Option<I8042>,
+    pci: Option<Pci>,
     debug_exit: Option<u16>,
     output: Vec<u8>,
     power: Option<Power>,
@@ -123,6 +125,7 @@ impl Ports {
             rtc: config.rtc.as_ref().map(|rtc| Rtc::new(rtc, now)),
             pm: config.pm.map(|width| Pm::new(width, now)),
             i8042: config.i8042.then(I8042::new),
+            pci: config.pci.then(Pci::default),
             debug_exit: config.debug_exit,
             output: Vec::new(),
             power: None,
@@ -169,6 +172,10 @@ impl Ports {
             ]);
             ranges.push(range(pm::RESET, 1));
         }
+        // Its address register comes as a whole, and has the reset register within.
+        if self.pci.is_some() {
+            ranges.extend([range(pci::ADDRESS, 1), range(pci::DATA, 4)]);
+        }
         if let Some(exit) = self.debug_exit {
             ranges.push(range(
                 exit,
@@ -184,7 +191,10 @@ impl Ports {
         self.refresh(now);
         let mut bytes = [0xff; 4];
         let size = size.min(4);
-        if !is_pci(port, size) {
+        if Pci::owns(port, size) {
+            let value = self.pci.as_ref().map_or(u32::MAX, |pci| pci.read(port, size));
+            bytes = value.to_le_bytes();
+        } else {
             for (offset, byte) in (0..size as u16).zip(&mut bytes) {
                 if let Some(port) = port.checked_add(offset) {
                     *byte = self.read_byte(port, now);
@@ -202,7 +212,11 @@ impl Ports {
         let size = size.min(4);
         if self.is_exit(port) {
             self.ask(Some(debug::exit(size, value)));
-        } else if !is_pci(port, size) {
+        } else if Pci::owns(port, size) {
+            if let Some(pci) = &mut self.pci {
+                pci.write(port, value);
+            }
+        } else {
             for (offset, byte) in (0..size as u16).zip(value.to_le_bytes()) {
                 if let Some(port) = port.checked_add(offset) {
                     self.write_byte(port, byte, now);
@@ -376,11 +390,6 @@ impl Ports {
             }
         }
     }
-}
-
-/// Whether an access is one to PCI's configuration address. It comes in one piece, so none of it is for the registers behind.
-const fn is_pci(port: u16, size: u32) -> bool {
-    port == PCI_ADDRESS && size == 4
 }
 
 #[cfg(test)]

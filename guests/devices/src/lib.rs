@@ -19,6 +19,7 @@ pub mod debug;
 pub mod i8042;
 pub mod pic;
 pub mod pit;
+pub mod pci;
 pub mod pm;
 pub mod rtc;
 mod time;

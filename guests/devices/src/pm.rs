@@ -26,7 +26,9 @@ mod event {
     pub(super) const TIMER: u16 = 1 << 0;
     pub(super) const GLOBAL: u16 = 1 << 5;
     pub(super) const POWER_BUTTON: u16 = 1 << 8;
-    pub(super) const ALL: u16 = TIMER | GLOBAL | POWER_BUTTON;
+    /// The clock's alarm, which is not wired to this: it can be enabled, and never comes.
+    pub(super) const RTC: u16 = 1 << 10;
+    pub(super) const ALL: u16 = TIMER | GLOBAL | POWER_BUTTON | RTC;
 }
 
 /// Bits of the PM1 control register (4.8.3.2.1).

@@ -11,6 +11,7 @@ fn everything() -> bus::Config {
         rtc: Some(RtcConfig::default()),
         pm: Some(TimerWidth::Bits32),
         i8042: true,
+        pci: true,
         debug_exit: None,
     }
 }
@@ -24,6 +25,7 @@ fn nothing() -> bus::Config {
         rtc: None,
         pm: Some(TimerWidth::Bits24),
         i8042: false,
+        pci: false,
         debug_exit: None,
     }
 }

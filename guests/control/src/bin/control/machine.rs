@@ -182,6 +182,7 @@ fn ports(control: &Control, machine: &Machine, platform: Platform) -> bus::Confi
         }),
         pm: has(Device::Acpi).then_some(pm::TimerWidth::Bits32),
         i8042: has(Device::I8042),
+        pci: has(Device::Pci),
         debug_exit: has(Device::DebugExit).then_some(plinth_devices::debug::EXIT),
     }
 }
