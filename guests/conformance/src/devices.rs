@@ -224,7 +224,16 @@ fn claim_bad_values() -> Outcome {
     let mmio = served.claim_of(kind::MMIO, MMIO, 4096);
     for (claim, what) in [
         (Claim { kind: 0, ..ports }, "kind 0"),
-        (Claim { kind: 3, ..ports }, "kind 3"),
+        (Claim { kind: 4, ..ports }, "kind 4"),
+        (
+            Claim {
+                kind: kind::ACKNOWLEDGE,
+                first: 0,
+                length: 1,
+                ..ports
+            },
+            "interrupts of no PC",
+        ),
         (
             Claim {
                 kind: u32::MAX,
@@ -512,7 +521,7 @@ fn release_bad_arguments() -> Outcome {
     let served = Served::new(&Plan::new(spin()))?;
     served.claim(kind::PORTS, PORT.into(), 8)?;
     let domain = raw(served.child.domain.any());
-    for kind in [0, 3, 1 << 32 | 1, u64::MAX] {
+    for kind in [0, 4, 1 << 32 | 1, u64::MAX] {
         refuses(
             Call::DEVICE_RELEASE,
             [domain, kind, PORT.into()],

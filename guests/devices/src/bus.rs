@@ -192,7 +192,10 @@ impl Ports {
         let mut bytes = [0xff; 4];
         let size = size.min(4);
         if Pci::owns(port, size) {
-            let value = self.pci.as_ref().map_or(u32::MAX, |pci| pci.read(port, size));
+            let value = self
+                .pci
+                .as_ref()
+                .map_or(u32::MAX, |pci| pci.read(port, size));
             bytes = value.to_le_bytes();
         } else {
             for (offset, byte) in (0..size as u16).zip(&mut bytes) {

@@ -69,7 +69,11 @@ mod tests {
     #[test]
     fn the_bridge_is_all_there_is() {
         let mut pci = Pci::default();
-        assert_eq!(pci.read(DATA, 4), u32::MAX, "no cycle without the enable bit");
+        assert_eq!(
+            pci.read(DATA, 4),
+            u32::MAX,
+            "no cycle without the enable bit"
+        );
         pci.write(ADDRESS, 0x8000_0000);
         assert_eq!(pci.read(ADDRESS, 4), 0x8000_0000);
         assert_eq!(pci.read(DATA, 4), IDENTITY);

@@ -84,7 +84,10 @@ fn the_power_button_raises_the_sci_until_its_status_is_cleared() {
 fn only_events_that_exist_can_be_enabled() {
     let mut pm = Pm::new(TimerWidth::Bits32, 0);
     write_word(&mut pm, EVENT + 2, 0xffff, 0);
-    assert_eq!(read(&mut pm, EVENT + 2, 2, 0), 1 << 10 | 1 << 8 | 1 << 5 | 1);
+    assert_eq!(
+        read(&mut pm, EVENT + 2, 2, 0),
+        1 << 10 | 1 << 8 | 1 << 5 | 1
+    );
 }
 
 #[test]
