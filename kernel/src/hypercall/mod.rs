@@ -60,6 +60,9 @@ pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> Next {
 /// Every call but the null call, outside the run loop's code.
 #[inline(never)]
 fn other<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, number: Call) -> Next {
+    if number != Call::WAIT {
+        vcpu.domain.kernel.sched.stays(run.cpu);
+    }
     let mut caller = Caller::new(vcpu, run);
     let (status, value, next) = match dispatch(&mut caller, number) {
         Ok(Done::Value(value)) => (Status::OK, value, Next::Resume),

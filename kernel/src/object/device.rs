@@ -144,7 +144,8 @@ impl<V: Vendor> Claim<V> {
             ClaimKind::Mmio => access.address >> 12,
         };
         trace::record(Kind::DEVICE, vcpu.domain.number, vcpu.index, detail as u32);
-        self.event.signal();
+        // The vCPU waits from now on, and leaves its CPU to whoever answers.
+        self.event.signal_and_leave();
         Ok(())
     }
 

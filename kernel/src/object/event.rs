@@ -106,12 +106,20 @@ impl<V: Vendor> Ref<Event<V>> {
     pub fn signal(&self) {
         let mut state = self.state.lock();
         if !core::mem::replace(&mut state.pending, true) {
-            self.tell(&mut state);
+            self.tell(&mut state, Ref::<Vcpu<V>>::wake);
+        }
+    }
+
+    /// As [`Event::signal`], by a vCPU that is about to leave the calling CPU.
+    pub fn signal_and_leave(&self) {
+        let mut state = self.state.lock();
+        if !core::mem::replace(&mut state.pending, true) {
+            self.tell(&mut state, Ref::<Vcpu<V>>::hand_over);
         }
     }
 
     /// It has just become pending, or bound.
-    fn tell(&self, state: &mut State<V>) {
+    fn tell(&self, state: &mut State<V>, wake: fn(&Ref<Vcpu<V>>)) {
         match &state.binding {
             Binding::Nobody => {}
             Binding::Wait(vcpu, _) => {
@@ -124,7 +132,7 @@ impl<V: Vendor> Ref<Event<V>> {
                 // There is room: `EventQueue::bind` made it.
                 queue.pending.push_back(self.clone());
                 drop(queue);
-                vcpu.wake();
+                wake(vcpu);
             }
             Binding::Vector(vcpu, vector) => {
                 state.pending = false;
@@ -143,7 +151,7 @@ impl<V: Vendor> Ref<Event<V>> {
         self.loosen(&mut state);
         state.binding = Binding::Wait(vcpu.clone(), key);
         if state.pending {
-            self.tell(&mut state);
+            self.tell(&mut state, Ref::<Vcpu<V>>::wake);
         }
         Ok(())
     }
@@ -161,7 +169,7 @@ impl<V: Vendor> Ref<Event<V>> {
         vcpu.expect_interrupts(1);
         state.binding = Binding::Vector(vcpu.clone(), vector);
         if state.pending {
-            self.tell(&mut state);
+            self.tell(&mut state, Ref::<Vcpu<V>>::wake);
         }
         Ok(())
     }

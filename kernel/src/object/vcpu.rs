@@ -161,6 +161,11 @@ impl<V: Vendor> Ref<Vcpu<V>> {
         self.domain.kernel.sched.wake(self);
     }
 
+    /// As [`Self::wake`], by a vCPU that is about to leave the calling CPU.
+    pub fn hand_over(&self) {
+        self.domain.kernel.sched.hand_over(self);
+    }
+
     /// Makes an edge-triggered interrupt pending; a local APIC that is switched off ignores it.
     pub fn interrupt(&self, vector: u8) {
         let message = Message {
@@ -196,7 +201,8 @@ impl<V: Vendor> Ref<Vcpu<V>> {
         device.claim.take().ok_or(Status::WRONG_STATE)?;
         device.answer = Some(value);
         drop(device);
-        self.wake();
+        // Who has answered has most likely nothing else to do.
+        self.hand_over();
         Ok(())
     }
 

@@ -66,6 +66,8 @@ struct CpuState<V: Vendor> {
     idle: AtomicBool,
     /// The vCPU that it runs was not woken: one that is may take its place.
     interruptible: AtomicBool,
+    /// What it runs has woken somebody for this CPU, and is expected to leave it to them.
+    handed: AtomicBool,
     /// The number of the domain that it runs; 0: none.
     domain: AtomicU64,
     /// The epoch that it has flushed for.
@@ -85,6 +87,7 @@ impl<V: Vendor> Sched<V> {
             load: AtomicU64::new(0),
             idle: AtomicBool::new(false),
             interruptible: AtomicBool::new(false),
+            handed: AtomicBool::new(false),
             domain: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             idle_ticks: AtomicU64::new(0),
@@ -166,10 +169,20 @@ impl<V: Vendor> Sched<V> {
 
     /// Makes a vCPU that does not run ready. The entity is its.
     fn enqueue(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, position: Position, now: u64) {
+        if let Some(target) = self.target(entity) {
+            self.enqueue_at(target, vcpu, entity, position, now);
+        }
+    }
+
+    fn enqueue_at(
+        &self,
+        target: &CpuState<V>,
+        vcpu: &Ref<Vcpu<V>>,
+        entity: &mut Entity,
+        position: Position,
+        now: u64,
+    ) {
         entity.change(Activity::Ready, now);
-        let Some(target) = self.target(entity) else {
-            return;
-        };
         if target.cpu.id != entity.cpu {
             entity.migrations += u64::from(entity.switches != 0);
             entity.cpu = target.cpu.id;
@@ -235,12 +248,62 @@ impl<V: Vendor> Sched<V> {
         let mut entity = vcpu.entity.lock();
         match entity.activity {
             Activity::Running => entity.woken = true,
-            Activity::Blocked => self.unblock(vcpu, &mut entity, now),
+            Activity::Blocked => self.unblock(vcpu, &mut entity, now, None),
             _ => {}
         }
     }
 
-    fn unblock(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, now: u64) {
+    /// As [`Sched::wake`], by somebody who is about to leave the calling CPU: that is the next to run what is woken, for to get
+    /// another one's attention takes longer.
+    pub fn hand_over(&self, vcpu: &Ref<Vcpu<V>>) {
+        let now = time::tsc();
+        let mut entity = vcpu.entity.lock();
+        match entity.activity {
+            Activity::Running => entity.woken = true,
+            Activity::Blocked => {
+                let here = machine::cpu().id;
+                let here = entity.pin().is_none_or(|pin| pin == here).then_some(here);
+                let here = here.and_then(|here| self.state(here));
+                if let Some(state) = here {
+                    state.handed.store(true, Ordering::Relaxed);
+                }
+                self.unblock(vcpu, &mut entity, now, here);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whoever was expected to leave the CPU goes on: an idle CPU may take what waits here.
+    #[inline]
+    pub fn stays(&self, me: &Cpu) {
+        if let Some(state) = self.state(me.id)
+            && state.handed.load(Ordering::Relaxed)
+        {
+            self.share_out(state);
+        }
+    }
+
+    #[inline(never)]
+    fn share_out(&self, state: &CpuState<V>) {
+        state.handed.store(false, Ordering::Relaxed);
+        let idle = self
+            .cpus
+            .iter()
+            .find(|other| other.idle.load(Ordering::SeqCst));
+        if let Some(idle) = idle
+            && !state.queue.lock().is_empty()
+        {
+            self.attract(idle, PENDING_RESCHEDULE);
+        }
+    }
+
+    fn unblock(
+        &self,
+        vcpu: &Ref<Vcpu<V>>,
+        entity: &mut Entity,
+        now: u64,
+        target: Option<&CpuState<V>>,
+    ) {
         self.stop_timer(vcpu, entity);
         if core::mem::take(&mut entity.halted) {
             vcpu.domain.halted.fetch_sub(1, Ordering::AcqRel);
@@ -257,7 +320,10 @@ impl<V: Vendor> Sched<V> {
             } else {
                 Position::Back
             };
-            self.enqueue(vcpu, entity, position, now);
+            match target {
+                Some(target) => self.enqueue_at(target, vcpu, entity, position, now),
+                None => self.enqueue(vcpu, entity, position, now),
+            }
         }
     }
 
@@ -265,7 +331,7 @@ impl<V: Vendor> Sched<V> {
     fn expire(&self, vcpu: &Ref<Vcpu<V>>, now: u64) {
         let mut entity = vcpu.entity.lock();
         match entity.activity {
-            Activity::Blocked => self.unblock(vcpu, &mut entity, now),
+            Activity::Blocked => self.unblock(vcpu, &mut entity, now, None),
             Activity::Capped => {
                 entity.change(Activity::Held, now);
                 if !entity.held {
