@@ -5,6 +5,14 @@ use alloc::vec::Vec;
 use plinth_abi::Slot;
 use plinth_abi::device::DATA;
 
+/// The one element of a write that has no other.
+pub fn single(slot: &Slot) -> Option<u32> {
+    let [a, b, c, d, ..] = slot.data;
+    // OUT has its value elsewhere, and zeroes for data; OUTS is the other way round.
+    let value = slot.value as u32 | u32::from_le_bytes([a, b, c, d]);
+    (slot.count == 1).then(|| value & mask(width(slot)))
+}
+
 /// The elements of a write, each as wide as the slot says.
 pub fn elements(slot: &Slot) -> Vec<u32> {
     let size = width(slot);
@@ -71,10 +79,12 @@ mod tests {
         assert_eq!(elements(&slot), [0]);
         slot.data[0] = b'B';
         assert_eq!(elements(&slot), [u32::from(b'B')]);
+        assert_eq!(single(&slot), Some(u32::from(b'B')));
         slot.data[..8].copy_from_slice(b"abcdefgh");
         slot.count = 3;
         slot.size = 2;
         assert_eq!(elements(&slot), [0x6261, 0x6463, 0x6665]);
+        assert_eq!(single(&slot), None);
         // More than there is room for, and a size that is none.
         slot.count = u32::MAX;
         slot.size = 0;

@@ -188,6 +188,11 @@ impl Ports {
 
     /// An IN of `size` bytes, 1, 2 or 4. Bytes that nobody answers for are all ones.
     pub fn read(&mut self, port: u16, size: u32, now: u64) -> u32 {
+        if size == 1 && is_com1(port) {
+            let value = self.read_byte(port, now);
+            self.refresh_com1();
+            return value.into();
+        }
         self.refresh(now);
         let mut bytes = [0xff; 4];
         let size = size.min(4);
@@ -211,6 +216,11 @@ impl Ports {
 
     /// An OUT of the low `size` bytes, 1, 2 or 4, of `value`.
     pub fn write(&mut self, port: u16, size: u32, value: u32, now: u64) {
+        if size == 1 && is_com1(port) {
+            self.write_byte(port, value as u8, now);
+            self.refresh_com1();
+            return;
+        }
         self.refresh(now);
         let size = size.min(4);
         if self.is_exit(port) {
@@ -238,6 +248,11 @@ impl Ports {
     /// What the lines did since the last call.
     pub fn changed_lines(&mut self, now: u64) -> Edges {
         self.refresh(now);
+        self.take_edges()
+    }
+
+    /// What the lines did since the last call, as far as the last access showed: the time since then is not looked at.
+    pub fn take_edges(&mut self) -> Edges {
         let edges = Edges {
             lowered: self.told & self.fell,
             raised: self.lines & (!self.told | self.fell),
@@ -259,6 +274,11 @@ impl Ports {
     /// Whether the 8259As ask the CPU for an interrupt.
     pub fn intr(&mut self, now: u64) -> bool {
         self.refresh(now);
+        self.has_intr()
+    }
+
+    /// As [`Self::intr`], as far as the last access showed.
+    pub fn has_intr(&self) -> bool {
         self.pic.as_ref().is_some_and(Pic::intr)
     }
 
@@ -357,7 +377,19 @@ impl Ports {
         }
     }
 
-    /// Finds out what the lines are, and tells the 8259As.
+    /// After an access to COM1, which moves no other line and follows no clock.
+    fn refresh_com1(&mut self) {
+        let bit = 1 << line::COM1;
+        if let Some(uart) = &mut self.uart {
+            let pulsed = u32::from(uart.take_fall()) << line::COM1;
+            let high = u32::from(uart.interrupt()) << line::COM1;
+            if pulsed != 0 || self.lines & bit != high {
+                self.set_lines(self.lines & !bit | high, pulsed);
+            }
+        }
+    }
+
+    /// Finds out what the lines are.
     fn refresh(&mut self, now: u64) {
         let mut lines = 0;
         let mut pulsed = 0;
@@ -380,6 +412,11 @@ impl Ports {
         if let Some(pm) = &mut self.pm {
             set(line::SCI, pm.sci(now));
         }
+        self.set_lines(lines, pulsed);
+    }
+
+    /// The lines are so, and those of `pulsed` were low for a moment; the 8259As are told.
+    fn set_lines(&mut self, lines: u32, pulsed: u32) {
         let fell = self.lines & (pulsed | !lines);
         let rose = lines & (pulsed | !self.lines);
         self.fell |= fell;
@@ -393,6 +430,11 @@ impl Ports {
             }
         }
     }
+}
+
+/// Whether a port is one of COM1's.
+pub const fn is_com1(port: u16) -> bool {
+    port >= COM1 && port <= COM1_LAST
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ pub struct Control {
     pub keeper: Signal<NoopRawMutex, ()>,
     /// Wakes who looks after the time of devices.
     pub timers: Signal<NoopRawMutex, ()>,
+    /// There is output that nobody was told of.
+    pub untold: Cell<bool>,
     /// The Unix time in nanoseconds when the machine's clock was 0.
     pub wall_clock: u64,
     /// Keys of the events that were taken and not looked at yet.
@@ -96,6 +98,7 @@ impl Control {
             restarts: RefCell::default(),
             keeper: Signal::new(),
             timers: Signal::new(),
+            untold: Cell::new(false),
             wall_clock: found.wall_clock,
             arrived: RefCell::default(),
             arrival: Signal::new(),

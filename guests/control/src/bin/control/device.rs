@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use plinth_devices::{Ports, Power, bus};
-use plinth_guest_control::slot::{answer, count, elements};
+use plinth_guest_control::slot::{answer, count, elements, single};
 use plinth_image::FOUR_GIB;
 use plinth_rt::abi::device::{kind, line};
 use plinth_rt::abi::{Claim, Slot, Status};
@@ -139,28 +139,46 @@ impl Devices {
         Ok(())
     }
 
-    /// Completes the accesses that wait.
-    pub fn serve(&mut self) {
-        for vcpu in 0..self.served.len() as u32 {
-            let Some(slot) = self.slots.read(vcpu) else {
-                break;
-            };
-            let served = self.served.get_mut(vcpu as usize);
-            if let Some(served) = served.filter(|served| **served != slot.sequence) {
+    /// Completes the accesses that wait; whether the time of [`Self::next_event`] may be another one now.
+    pub fn serve(&mut self) -> bool {
+        let mut moved = false;
+        for vcpu in 0..self.served.len() {
+            let sequence = self.slots.sequence(vcpu as u32);
+            if sequence.is_none() || sequence == self.served.get(vcpu).copied() {
+                continue;
+            }
+            // The sequence is written last: the rest is there.
+            if let (Some(slot), Some(served)) =
+                (self.slots.read(vcpu as u32), self.served.get_mut(vcpu))
+            {
                 *served = slot.sequence;
-                self.serve_one(vcpu, &slot);
+                moved |= self.serve_one(vcpu as u32, &slot);
             }
         }
+        moved
     }
 
-    fn serve_one(&mut self, vcpu: u32, slot: &Slot) {
-        let now = hypercall::clock();
+    /// Completes one access; whether a device follows the clock that it was to.
+    fn serve_one(&mut self, vcpu: u32, slot: &Slot) -> bool {
+        // The serial port, at which most accesses are, follows no clock.
+        let is_timed = slot.kind != kind::PORTS || !bus::is_com1(slot.address as u16);
+        let now = if is_timed { hypercall::clock() } else { 0 };
         let value = match (slot.kind, slot.write != 0) {
             (kind::PORTS, true) => {
-                for element in elements(slot) {
-                    self.write(slot.address as u16, slot.size, element, now);
+                match single(slot) {
+                    Some(element) => self.write(slot.address as u16, slot.size, element, now),
+                    None => {
+                        for element in elements(slot) {
+                            self.write(slot.address as u16, slot.size, element, now);
+                        }
+                    }
                 }
                 0
+            }
+            (kind::PORTS, false) if slot.count == 1 => {
+                let value = self.read(slot.address as u16, slot.size, now);
+                self.slots.answer_word(vcpu, value);
+                value.into()
             }
             (kind::PORTS, false) => {
                 let read: Vec<u32> = (0..count(slot))
@@ -178,9 +196,10 @@ impl Devices {
             _ => u64::MAX,
         };
         // The lines first: who has lowered one must not find it high when it goes on.
-        self.tell_lines(now);
+        self.tell_lines();
         // A domain that has ended meanwhile waits for nothing.
         let _ = self.domain.complete(vcpu, value);
+        is_timed
     }
 
     fn read(&mut self, port: u16, size: u32, now: u64) -> u32 {
@@ -196,25 +215,24 @@ impl Devices {
             _ if self.debug_console && port == DEBUG_CONSOLE => self.output.push(value as u8),
             Some(ports) => {
                 ports.write(port, size, value, now);
-                self.output.append(&mut ports.take_output());
             }
             None => {}
         }
     }
 
     /// Tells the kernel which interrupt lines have changed. That the domain is over is no matter.
-    fn tell_lines(&mut self, now: u64) {
+    fn tell_lines(&mut self) {
         let Some(ports) = &mut self.ports else {
             return;
         };
-        let edges = ports.changed_lines(now);
+        let edges = ports.take_edges();
+        let intr = ports.has_intr();
         for (lines, level) in [(edges.lowered, false), (edges.raised, true)] {
             let gsis = bus::gsis(lines);
             for gsi in (0..line::PINS).filter(|gsi| gsis >> gsi & 1 != 0) {
                 let _ = self.domain.set_line(gsi, level);
             }
         }
-        let intr = ports.intr(now);
         if intr != self.intr {
             self.intr = intr;
             let _ = self.domain.set_line(line::INTR, intr);
@@ -223,7 +241,10 @@ impl Devices {
 
     /// Time has passed, or somebody typed.
     pub fn look(&mut self) {
-        self.tell_lines(hypercall::clock());
+        if let Some(ports) = &mut self.ports {
+            ports.lines(hypercall::clock());
+        }
+        self.tell_lines();
     }
 
     /// When to look again, in nanoseconds of the clock.
@@ -233,7 +254,11 @@ impl Devices {
 
     /// What the domain wrote to its consoles.
     pub fn take_output(&mut self) -> Vec<u8> {
-        core::mem::take(&mut self.output)
+        let mut output = core::mem::take(&mut self.output);
+        if let Some(ports) = &mut self.ports {
+            output.append(&mut ports.take_output());
+        }
+        output
     }
 
     /// What the domain wants of its machine.

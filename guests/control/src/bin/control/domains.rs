@@ -4,7 +4,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use embassy_time::{Duration, Instant};
+use embassy_time::{Duration, Instant, Timer};
 use plinth_devices::Power;
 use plinth_guest_control::command::matches;
 use plinth_guest_control::config::{Machine, OnEnd, backoff, is_good_name};
@@ -22,6 +22,8 @@ use crate::{heap, key, machine};
 /// A machine that ends sooner after its start is in danger of ending again and again.
 const QUICK: Duration = Duration::from_secs(10);
 
+/// How long output that is no whole line may wait, in nanoseconds.
+const TELL_LATE: u64 = 5_000_000;
 /// The least time between two looks at devices, in nanoseconds: a guest may ask for interrupts at any rate.
 const LEAST_TICK: u64 = 50_000;
 
@@ -442,13 +444,7 @@ pub async fn watch(control: &Control) -> ! {
     loop {
         let event = control.next_event().await;
         let number = key::number(event);
-        let more = if key::is_device(event) {
-            serve_device(control, number);
-            false
-        } else {
-            look(control, number)
-        };
-        if more {
+        if look(control, number) {
             control.arrived(event);
         }
         control.changed();
@@ -457,10 +453,18 @@ pub async fn watch(control: &Control) -> ! {
     }
 }
 
-fn serve_device(control: &Control, number: u32) {
-    control.with(number, Guest::serve_devices);
-    // A line may be due at another time now.
-    control.timers.signal(());
+/// A vCPU of the domain waits for a device. Called as soon as the event is taken, outside of any task: the vCPU is to wait no longer than
+/// it must.
+pub fn serve_device(control: &Control, number: u32) {
+    let served = control
+        .with(number, Guest::serve_devices)
+        .unwrap_or_default();
+    if served.ended_line {
+        control.changed();
+    } else if served.wrote && !control.untold.replace(true) || served.moved {
+        // Whoever reads the output is told soon; a device may be due at another time.
+        control.timers.signal(());
+    }
 }
 
 /// Serves the devices whose time has come, for ever.
@@ -472,13 +476,23 @@ pub async fn tick(control: &Control) -> ! {
             let events = guests.values_mut().filter_map(|guest| {
                 let mut next = guest.devices.as_mut()?.next_event();
                 if next.is_some_and(|at| at <= now.as_ticks()) {
-                    guest.serve_devices();
+                    guest.look_at_devices();
                     next = guest.devices.as_mut()?.next_event();
                 }
                 next
             });
             events.min()
         };
+        if control.untold.get() {
+            // What is a part of a line is told late, so that a line costs as much as a byte.
+            let late = Instant::now() + Duration::from_nanos(TELL_LATE);
+            let late = next.map_or(late, |at| late.min(Instant::from_ticks(at)));
+            Timer::at(late).await;
+            if control.untold.replace(false) {
+                control.changed();
+            }
+            continue;
+        }
         match next {
             Some(at) => {
                 // Either of both is a reason to look again.

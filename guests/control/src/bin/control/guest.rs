@@ -31,6 +31,17 @@ pub enum Asked {
     Kill,
 }
 
+/// What serving a domain's devices led to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Served {
+    /// There is new output.
+    pub wrote: bool,
+    /// A line of it is complete.
+    pub ended_line: bool,
+    /// A device may want to be looked at at another time.
+    pub moved: bool,
+}
+
 /// A domain.
 pub struct Guest {
     /// Its number.
@@ -138,19 +149,32 @@ impl Guest {
         Ok(true)
     }
 
-    /// Serves its devices: those accesses that wait, and what time has brought.
-    pub fn serve_devices(&mut self) {
+    /// Serves the accesses to its devices that wait.
+    pub fn serve_devices(&mut self) -> Served {
         let Some(devices) = &mut self.devices else {
-            return;
+            return Served::default();
         };
-        devices.serve();
-        devices.look();
+        let moved = devices.serve();
         let (output, power) = (devices.take_output(), devices.take_power());
-        self.keep(&output);
+        if !output.is_empty() {
+            self.keep(&output);
+        }
         if let Some(power) = power.filter(|_| self.power.is_none())
             && self.domain.kill().is_ok()
         {
             self.power = Some(power);
+        }
+        Served {
+            wrote: !output.is_empty(),
+            ended_line: output.contains(&b'\n'),
+            moved,
+        }
+    }
+
+    /// Time has passed for its devices.
+    pub fn look_at_devices(&mut self) {
+        if let Some(devices) = &mut self.devices {
+            devices.look();
         }
     }
 

@@ -59,6 +59,7 @@ fn main() -> u64 {
         |spawner| spawn(spawner, serial, control, restarts),
         |event| match event {
             key::SERIAL => serial.interrupt(),
+            event if key::is_device(event) => domains::serve_device(control, key::number(event)),
             event => control.arrived(event),
         },
     );

@@ -78,11 +78,29 @@ impl Slots {
         fits.then_some((self.at + offset) as *mut Slot)
     }
 
+    /// How many accesses a vCPU has made, if it has a slot.
+    #[inline]
+    pub fn sequence(&self, vcpu: u32) -> Option<u64> {
+        // SAFETY: as in `read`.
+        self.address(vcpu)
+            .map(|slot| unsafe { (&raw const (*slot).sequence).read_volatile() })
+    }
+
     /// The slot of a vCPU, if it has one.
     pub fn read(&self, vcpu: u32) -> Option<Slot> {
         // SAFETY: mapped, aligned, and any bytes are a slot. The kernel may be writing it, so that it is copied once.
         self.address(vcpu)
             .map(|slot| unsafe { slot.read_volatile() })
+    }
+
+    /// Puts the data of a string read of one element into the slot of a vCPU.
+    pub fn answer_word(&self, vcpu: u32, value: u32) {
+        if let Some(slot) = self.address(vcpu) {
+            // SAFETY: as in `read`, and aligned; no reference to the slot exists.
+            unsafe {
+                (&raw mut (*slot).data).cast::<u32>().write_volatile(value);
+            }
+        }
     }
 
     /// Puts the data of a string read into the slot of a vCPU.
