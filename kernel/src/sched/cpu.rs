@@ -157,7 +157,7 @@ impl<V: Vendor> Kernel<V> {
             *vcpu.exits.lock() = context.counters.clone();
         }
         state.interruptible.store(false, Ordering::Relaxed);
-        state.handed.store(false, Ordering::Relaxed);
+        state.handed.store(0, Ordering::Relaxed);
         state.load.fetch_sub(place.weight, Ordering::Relaxed);
         let entity = vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.

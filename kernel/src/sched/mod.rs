@@ -31,6 +31,8 @@ use queue::{Place, Queue};
 
 /// How often CPUs compare what they have to do, in microseconds.
 const BALANCE_US: u64 = 20_000;
+/// How long a vCPU that has handed its CPU over may go on before an idle CPU is asked to help, in microseconds.
+const HAND_OVER_US: u64 = 500;
 /// How long another CPU is given to leave a guest before it gets an NMI, in microseconds: there are CPUs (Bochs's) that take no
 /// interrupt in a guest that was entered with interrupts off.
 const PATIENCE_US: u64 = 100;
@@ -66,8 +68,8 @@ struct CpuState<V: Vendor> {
     idle: AtomicBool,
     /// The vCPU that it runs was not woken: one that is may take its place.
     interruptible: AtomicBool,
-    /// What it runs has woken somebody for this CPU, and is expected to leave it to them.
-    handed: AtomicBool,
+    /// When what it runs has woken somebody for this CPU, and was expected to leave it to them; 0: it has not.
+    handed: AtomicU64,
     /// The number of the domain that it runs; 0: none.
     domain: AtomicU64,
     /// The epoch that it has flushed for.
@@ -87,7 +89,7 @@ impl<V: Vendor> Sched<V> {
             load: AtomicU64::new(0),
             idle: AtomicBool::new(false),
             interruptible: AtomicBool::new(false),
-            handed: AtomicBool::new(false),
+            handed: AtomicU64::new(0),
             domain: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             idle_ticks: AtomicU64::new(0),
@@ -171,9 +173,15 @@ impl<V: Vendor> Sched<V> {
     fn enqueue(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, position: Position, now: u64) {
         if let Some(target) = self.target(entity) {
             self.enqueue_at(target, vcpu, entity, position, now);
+            let wanted = target.idle.load(Ordering::SeqCst)
+                || position == Position::Boosted && target.interruptible.load(Ordering::Relaxed);
+            if wanted {
+                self.attract(target, PENDING_RESCHEDULE);
+            }
         }
     }
 
+    /// As [`Self::enqueue`], on this CPU, which is not told.
     fn enqueue_at(
         &self,
         target: &CpuState<V>,
@@ -196,11 +204,6 @@ impl<V: Vendor> Sched<V> {
         };
         target.load.fetch_add(place.weight, Ordering::Relaxed);
         target.queue.lock().add(place, position);
-        let wanted = target.idle.load(Ordering::SeqCst)
-            || position == Position::Boosted && target.interruptible.load(Ordering::Relaxed);
-        if wanted {
-            self.attract(target, PENDING_RESCHEDULE);
-        }
     }
 
     /// The CPU for a vCPU that becomes ready: the one it is pinned to, or its last one where nobody else wants that or none idles, or one
@@ -265,7 +268,7 @@ impl<V: Vendor> Sched<V> {
                 let here = entity.pin().is_none_or(|pin| pin == here).then_some(here);
                 let here = here.and_then(|here| self.state(here));
                 if let Some(state) = here {
-                    state.handed.store(true, Ordering::Relaxed);
+                    state.handed.store(now, Ordering::Relaxed);
                 }
                 self.unblock(vcpu, &mut entity, now, here);
             }
@@ -273,11 +276,12 @@ impl<V: Vendor> Sched<V> {
         }
     }
 
-    /// Whoever was expected to leave the CPU goes on: an idle CPU may take what waits here.
+    /// What runs on the calling CPU goes on. If it was expected to leave it and has not for a while, an idle CPU may take what waits
+    /// here.
     #[inline]
     pub fn stays(&self, me: &Cpu) {
         if let Some(state) = self.state(me.id)
-            && state.handed.load(Ordering::Relaxed)
+            && state.handed.load(Ordering::Relaxed) != 0
         {
             self.share_out(state);
         }
@@ -285,14 +289,17 @@ impl<V: Vendor> Sched<V> {
 
     #[inline(never)]
     fn share_out(&self, state: &CpuState<V>) {
-        state.handed.store(false, Ordering::Relaxed);
+        let handed = state.handed.load(Ordering::Relaxed);
+        if time::tsc() < handed.saturating_add(time::ticks_of_us(HAND_OVER_US)) {
+            return;
+        }
+        state.handed.store(0, Ordering::Relaxed);
+        let is_empty = state.queue.lock().is_empty();
         let idle = self
             .cpus
             .iter()
             .find(|other| other.idle.load(Ordering::SeqCst));
-        if let Some(idle) = idle
-            && !state.queue.lock().is_empty()
-        {
+        if let Some(idle) = idle.filter(|_| !is_empty) {
             self.attract(idle, PENDING_RESCHEDULE);
         }
     }
