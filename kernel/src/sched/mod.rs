@@ -29,8 +29,6 @@ pub use timers::{NOWHERE, Waiter};
 
 use queue::{Place, Queue};
 
-/// How often CPUs compare what they have to do, in microseconds.
-const BALANCE_US: u64 = 20_000;
 /// How long another CPU is given to leave a guest before it gets an NMI, in microseconds: there are CPUs (Bochs's) that take no
 /// interrupt in a guest that was entered with interrupts off.
 const PATIENCE_US: u64 = 100;
@@ -164,9 +162,9 @@ impl<V: Vendor> Sched<V> {
 
     // What others do to a vCPU. Each locks its entity first, then a queue.
 
-    /// Makes a vCPU that does not run ready. The entity is its.
-    fn enqueue(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, position: Position, now: u64) {
-        entity.change(Activity::Ready, now);
+    /// Makes a vCPU that does not run ready. The entity is its, and its time is accounted for.
+    fn enqueue(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, position: Position) {
+        entity.activity = Activity::Ready;
         let Some(target) = self.target(entity) else {
             return;
         };
@@ -257,7 +255,7 @@ impl<V: Vendor> Sched<V> {
             } else {
                 Position::Back
             };
-            self.enqueue(vcpu, entity, position, now);
+            self.enqueue(vcpu, entity, position);
         }
     }
 
@@ -269,7 +267,7 @@ impl<V: Vendor> Sched<V> {
             Activity::Capped => {
                 entity.change(Activity::Held, now);
                 if !entity.held {
-                    self.enqueue(vcpu, &mut entity, Position::Back, now);
+                    self.enqueue(vcpu, &mut entity, Position::Back);
                 }
             }
             _ => {}
@@ -282,8 +280,9 @@ impl<V: Vendor> Sched<V> {
         let mut entity = vcpu.entity.lock();
         entity.held = false;
         if entity.activity == Activity::Held && !entity.finished {
+            entity.account(now);
             self.place_new(&mut entity);
-            self.enqueue(vcpu, &mut entity, Position::Back, now);
+            self.enqueue(vcpu, &mut entity, Position::Back);
         }
     }
 
@@ -374,7 +373,10 @@ impl<V: Vendor> Sched<V> {
         entity.schedule = *schedule;
         entity.credit = entity.credit.min(entity.turn(&self.units));
         match entity.activity {
-            Activity::Ready => self.enqueue(vcpu, &mut entity, Position::Back, now),
+            Activity::Ready => {
+                entity.account(now);
+                self.enqueue(vcpu, &mut entity, Position::Back);
+            }
             Activity::Running => self.expel(vcpu, &entity),
             _ => {}
         }
@@ -392,7 +394,10 @@ impl<V: Vendor> Sched<V> {
     /// holds no lock.
     pub fn flush_now(&self, me: &Cpu, hardware: &mut V::Cpu, domain: u32) {
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
-        self.flush(me, hardware);
+        let Some(mine) = self.state(me.id) else {
+            return;
+        };
+        self.flush(mine, hardware);
         for state in &self.cpus {
             let runs = || {
                 state.domain.load(Ordering::SeqCst) == u64::from(domain)
@@ -405,7 +410,7 @@ impl<V: Vendor> Sched<V> {
             let mut patience = time::tsc() + time::ticks_of_us(PATIENCE_US);
             while runs() {
                 // The other one may be waiting for this CPU.
-                self.flush(me, hardware);
+                self.flush(mine, hardware);
                 if time::tsc() > patience {
                     apic::send_nmi(state.cpu.apic_id());
                     patience = time::tsc() + time::ticks_of_us(PATIENCE_US);
@@ -415,12 +420,10 @@ impl<V: Vendor> Sched<V> {
         }
     }
 
-    /// Flushes the calling CPU, if there is something that it has not flushed for.
-    fn flush(&self, me: &Cpu, hardware: &mut V::Cpu) {
+    /// Flushes the calling CPU, whose state this is, if there is something that it has not flushed for.
+    #[inline(always)]
+    fn flush(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
         let epoch = self.epoch.load(Ordering::SeqCst);
-        let Some(state) = self.state(me.id) else {
-            return;
-        };
         if state.flushed.load(Ordering::Relaxed) != epoch {
             V::flush_all(hardware);
             state.flushed.store(epoch, Ordering::SeqCst);
