@@ -8,6 +8,7 @@
     reason = "the base of GS is the address of this CPU's data"
 )]
 
+use super::alarm::Alarm;
 use super::gdt::Tables;
 use super::msr::{self, Msr};
 use alloc::boxed::Box;
@@ -39,8 +40,8 @@ pub struct Cpu {
     apic_id: AtomicU32,
     /// Work noted by interrupt handlers: `PENDING_*` flags.
     pub pending: AtomicU32,
-    /// When the timer is to set [`PENDING_RESCHEDULE`], in TSC ticks; `u64::MAX` when it isn't armed.
-    pub(super) deadline: AtomicU64,
+    /// When its timer is to set [`PENDING_RESCHEDULE`], in TSC ticks.
+    pub(super) alarm: Alarm,
     /// Whether it has stopped for good because another CPU ends the machine.
     stopped: AtomicBool,
     /// What its interrupts have been.
@@ -89,7 +90,7 @@ impl Cpu {
             id,
             apic_id: AtomicU32::new(0),
             pending: AtomicU32::new(0),
-            deadline: AtomicU64::new(u64::MAX),
+            alarm: Alarm::new(),
             stopped: AtomicBool::new(false),
             counters: Counters::new(),
             tables: Tables::new(),

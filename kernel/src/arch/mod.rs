@@ -2,6 +2,7 @@
 //!
 //! What is above asks here for things by their architectural names. Nothing here knows about guests.
 
+mod alarm;
 pub mod apic;
 pub mod cpu;
 pub mod debug;

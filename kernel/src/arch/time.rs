@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 
+use super::alarm::Fired;
 use super::apic;
 use super::cpu::{self, Cpu};
 use super::msr::{self, Msr};
@@ -312,14 +313,16 @@ pub(super) fn init_cpu() {
 }
 
 /// Lets the timer set [`cpu::PENDING_RESCHEDULE`] on the calling CPU when its TSC reaches `deadline`. Replaces what was armed.
+#[inline(always)]
 pub fn arm(deadline: u64) {
-    cpu::cpu().deadline.store(deadline, Ordering::Relaxed);
-    program(deadline);
+    if cpu::cpu().alarm.arm(deadline) {
+        program(deadline);
+    }
 }
 
 /// Disarms the calling CPU's timer. An interrupt that is already pending comes all the same, and does nothing.
 pub fn disarm() {
-    cpu::cpu().deadline.store(u64::MAX, Ordering::Relaxed);
+    cpu::cpu().alarm.disarm();
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: the timer has no effect on memory.
         unsafe { msr::write(Msr::IA32_TSC_DEADLINE, 0) };
@@ -328,6 +331,8 @@ pub fn disarm() {
     }
 }
 
+/// Sets the calling CPU's timer.
+#[inline(never)]
 fn program(deadline: u64) {
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         // A deadline in the past fires at once; 0 would disarm (SDM 12.5.4.1).
@@ -350,17 +355,14 @@ fn count_for(ticks: u64, apic_per_tick: u64) -> u32 {
 
 /// The timer's interrupt.
 pub(super) fn interrupt(cpu: &Cpu) {
-    let deadline = cpu.deadline.load(Ordering::Relaxed);
-    if deadline == u64::MAX {
-        return;
+    match cpu.alarm.fired(tsc()) {
+        Fired::ForNobody => {}
+        Fired::Early(deadline) => program(deadline),
+        Fired::Due => {
+            cpu.pending
+                .fetch_or(cpu::PENDING_RESCHEDULE, Ordering::Relaxed);
+        }
     }
-    if tsc() < deadline {
-        program(deadline);
-        return;
-    }
-    cpu.deadline.store(u64::MAX, Ordering::Relaxed);
-    cpu.pending
-        .fetch_or(cpu::PENDING_RESCHEDULE, Ordering::Relaxed);
 }
 
 #[cfg(test)]

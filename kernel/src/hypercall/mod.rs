@@ -54,10 +54,16 @@ pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> Next {
         gprs.rdx = u64::from(plinth_abi::ABI_VERSION);
         return Next::Resume;
     }
+    if number == Call::YIELD {
+        let gprs = vcpu.hw.gprs_mut();
+        gprs.rax = Status::OK.0;
+        gprs.rdx = 0;
+        return Next::Yield;
+    }
     other(vcpu, run, number)
 }
 
-/// Every call but the null call, outside the run loop's code.
+/// Every call but the null call and YIELD, outside the run loop's code.
 #[inline(never)]
 fn other<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, number: Call) -> Next {
     if number != Call::WAIT {
@@ -82,7 +88,6 @@ fn dispatch<V: Vendor>(caller: &mut Caller<'_, '_, V>, number: Call) -> Result<D
     match number {
         Call::CONSOLE_WRITE => core::console_write(caller),
         Call::CLOCK => core::clock(),
-        Call::YIELD => Ok(Done::Yield(Status::OK)),
         Call::END => core::end(caller),
         Call::WAIT => core::wait(caller),
         Call::CONSOLE_READ => core::console_read(caller),

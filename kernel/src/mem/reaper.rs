@@ -133,10 +133,13 @@ pub fn is_done() -> bool {
 }
 
 /// Frees a bounded number of frames; whether it did. Not, where there are none, or another CPU is at it.
+#[inline(always)]
 pub fn step() -> bool {
-    if is_done() {
-        return false;
-    }
+    !is_done() && free_some()
+}
+
+#[inline(never)]
+fn free_some() -> bool {
     let Some(_only) = FREEING.try_lock() else {
         return false;
     };

@@ -104,8 +104,8 @@ pub enum Stop {
     Blocked(u64),
     /// It has halted, and nothing that is known can wake it.
     Halted,
-    /// Its domain is over.
-    Ended(Ending),
+    /// It made its domain end: [`Context::ending`] says how.
+    Ended,
 }
 
 impl<V: Vendor> Context<V> {
@@ -279,8 +279,31 @@ impl<V: Vendor> Context<V> {
         Next::End
     }
 
+    /// How it made its domain end; to be asked after [`Stop::Ended`].
+    pub const fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// Whether it waits for nothing, and has nothing to be told.
+    #[inline(always)]
+    fn is_undisturbed(&self, vcpu: &Vcpu<V>) -> bool {
+        matches!(self.waiting, Waiting::Nothing)
+            && self.returned_interrupt.is_none()
+            && self.apic.is_none()
+            && vcpu.requests.highest().is_none()
+    }
+
     /// Lets the vCPU go on if what it waits for has come; else why it still waits. Attached.
+    #[inline(always)]
     pub fn go_on(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
+        if self.is_undisturbed(run.vcpu) {
+            return None;
+        }
+        self.look_what_came(run)
+    }
+
+    #[inline(never)]
+    fn look_what_came(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
         self.put_returned_interrupt(run.vcpu);
         self.look_at_apic(run.vcpu);
         match self.waiting {
@@ -311,7 +334,7 @@ impl<V: Vendor> Context<V> {
                     return Some(Stop::Blocked(u64::MAX));
                 };
                 match exit::complete(self, run, completion, answer) {
-                    Next::End => return Some(Stop::Ended(self.ending)),
+                    Next::End => return Some(Stop::Ended),
                     // The instruction has another access to make.
                     Next::Wait => return self.go_on(run),
                     Next::Resume | Next::Yield => {}
@@ -557,13 +580,14 @@ impl<V: Vendor> Context<V> {
                         return stop;
                     }
                 }
-                Next::End => return Stop::Ended(self.ending),
+                Next::End => return Stop::Ended,
             }
         }
     }
 
     /// Shows the state of a guest whose end is not its own wish, while its registers are at hand.
-    pub fn report(&self, ending: Ending) {
+    pub fn report(&self) {
+        let ending = self.ending;
         if matches!(ending, Ending::Status(_) | Ending::Killed | Ending::Halted) {
             return;
         }

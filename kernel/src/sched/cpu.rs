@@ -4,11 +4,11 @@ use core::sync::atomic::Ordering;
 
 use spin::MutexGuard;
 
-use super::{Activity, BALANCE_US, CpuState, Entity, Place, Position, Sched};
+use super::{Activity, CpuState, Entity, Place, Position, Sched};
 use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ};
 use crate::arch::{irq, time, trap};
 use crate::mem::{Ref, reaper};
-use crate::object::{Context, Kernel, Run, Stop, Vcpu};
+use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
 use crate::root;
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
@@ -24,6 +24,16 @@ enum Look {
     GiveWay,
 }
 
+/// A vCPU's turn on a CPU.
+struct Turn<V: Vendor> {
+    /// The place in the queue that it had.
+    place: Place<Ref<Vcpu<V>>>,
+    /// The TSC when it took the CPU.
+    start: u64,
+    /// The TSC when it has to leave it.
+    end: u64,
+}
+
 impl<V: Vendor> Kernel<V> {
     /// A CPU's life from here on.
     pub fn live(&'static self, cpu: &'static Cpu, hardware: &mut V::Cpu) -> ! {
@@ -34,7 +44,7 @@ impl<V: Vendor> Kernel<V> {
         loop {
             self.look_around(state, hardware);
             match self.sched.choose(state) {
-                Some(place) => self.run_slice(state, &place, hardware),
+                Some(turn) => self.run_slice(state, &turn, hardware),
                 None => self.idle(state),
             }
         }
@@ -50,14 +60,19 @@ impl<V: Vendor> Kernel<V> {
     }
 
     /// Takes what interrupt handlers and other CPUs have noted for this one, and wakes those whose time has come.
+    #[inline(always)]
     fn take_pending(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
-        if !state.cpu.is_pending() {
-            // The timer's interrupt notes that somebody's time has come.
-            return;
+        // The timer's interrupt notes that somebody's time has come.
+        if state.cpu.is_pending() {
+            self.take_noted(state, hardware);
         }
+    }
+
+    #[inline(never)]
+    fn take_noted(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
         let pending = state.cpu.take_pending();
         if pending & PENDING_FLUSH != 0 {
-            self.sched.flush(state.cpu, hardware);
+            self.sched.flush(state, hardware);
         }
         if pending & PENDING_IRQ != 0 {
             for line in irq::take_pending() {
@@ -105,35 +120,30 @@ impl<V: Vendor> Kernel<V> {
     }
 
     /// Runs a vCPU that was chosen, until it leaves the CPU.
-    fn run_slice(
-        &'static self,
-        state: &CpuState<V>,
-        place: &Place<Ref<Vcpu<V>>>,
-        hardware: &mut V::Cpu,
-    ) {
-        let vcpu = &place.vcpu;
+    fn run_slice(&'static self, state: &CpuState<V>, turn: &Turn<V>, hardware: &mut V::Cpu) {
+        let (vcpu, deadline) = (&turn.place.vcpu, turn.end);
         let mut guard = vcpu.context.lock();
         let Some(context) = guard.as_deref_mut() else {
             // Only a domain that is over has given its contexts away, and that has no vCPU that is chosen.
             return;
         };
-        let start = time::tsc();
-        let slice = {
-            let mut entity = vcpu.entity.lock();
-            entity.switches += 1;
-            if context.clock.wants_steal_time() {
-                let stolen = entity.info(start).steal_ns;
-                context.clock.tell_steal_time(&vcpu.domain, stolen);
-            }
-            entity.slice(start, &self.sched.units)
-        };
-        let deadline = start.saturating_add(slice);
-        trace::record(Kind::RUN, vcpu.domain.number, vcpu.index, state.cpu.id);
+        if context.clock.wants_steal_time() {
+            let stolen = vcpu.entity.lock().info(turn.start).steal_ns;
+            context.clock.tell_steal_time(&vcpu.domain, stolen);
+        }
+        trace::record_at(
+            state.cpu.id,
+            turn.start,
+            Kind::RUN,
+            vcpu.domain.number,
+            vcpu.index,
+            state.cpu.id,
+        );
         state
             .domain
             .store(vcpu.domain.number.into(), Ordering::SeqCst);
         // After the domain is known: who changes its tables waits for this CPU, or has changed the epoch before.
-        self.sched.flush(state.cpu, hardware);
+        self.sched.flush(state, hardware);
         context.attach(hardware);
         let mut run = Run {
             vcpu,
@@ -146,9 +156,10 @@ impl<V: Vendor> Kernel<V> {
             None => self.run_until(state, context, &mut run, deadline),
         };
         let rip = context.rip();
-        if let Stop::Ended(ending) = stop {
-            context.report(ending);
-        }
+        let ending = (stop == Stop::Ended).then(|| {
+            context.report();
+            context.ending()
+        });
         let hardware = run.hardware;
         context.detach(hardware);
         state.domain.store(0, Ordering::SeqCst);
@@ -158,11 +169,11 @@ impl<V: Vendor> Kernel<V> {
         }
         state.interruptible.store(false, Ordering::Relaxed);
         state.handed.store(0, Ordering::Relaxed);
-        state.load.fetch_sub(place.weight, Ordering::Relaxed);
+        state.load.fetch_sub(turn.place.weight, Ordering::Relaxed);
         let entity = vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
         drop(guard);
-        self.leave(state, vcpu, entity, stop, gives_way, rip);
+        self.leave(state, vcpu, entity, stop, ending, gives_way, rip);
     }
 
     /// Runs until something takes the CPU from the vCPU; whether that is somebody who was woken.
@@ -222,12 +233,16 @@ impl<V: Vendor> Kernel<V> {
         vcpu: &Ref<Vcpu<V>>,
         mut entity: MutexGuard<'_, Entity>,
         stop: Stop,
+        ending: Option<Ending>,
         gives_way: bool,
         rip: u64,
     ) {
         let now = time::tsc();
         let units = &self.sched.units;
-        let note = |kind| trace::record(kind, vcpu.domain.number, vcpu.index, 0);
+        let note = |kind| {
+            let (domain, vcpu) = (vcpu.domain.number, vcpu.index);
+            trace::record_at(state.cpu.id, now, kind, domain, vcpu, 0);
+        };
         let ran = entity.change(Activity::Held, now);
         entity.charge(ran, units);
         vcpu.must_leave.store(false, Ordering::SeqCst);
@@ -237,14 +252,14 @@ impl<V: Vendor> Kernel<V> {
             vcpu.domain.vcpu_left(vcpu.index, rip);
             return;
         }
+        if let Some(ending) = ending {
+            entity.finished = true;
+            drop(entity);
+            // It may have been ended meanwhile: then it has a reason.
+            let _ = vcpu.domain.end(ending, vcpu.index, rip);
+            return;
+        }
         match stop {
-            Stop::Ended(ending) => {
-                entity.finished = true;
-                drop(entity);
-                // It may have been ended meanwhile: then it has a reason.
-                let _ = vcpu.domain.end(ending, vcpu.index, rip);
-                return;
-            }
             Stop::Blocked(_) | Stop::Halted if entity.woken => {}
             Stop::Halted => {
                 note(Kind::BLOCK);
@@ -264,7 +279,7 @@ impl<V: Vendor> Kernel<V> {
                 return;
             }
             Stop::Yielded => note(Kind::YIELD),
-            Stop::SliceOver | Stop::Pending => {
+            Stop::SliceOver | Stop::Pending | Stop::Ended => {
                 entity.preemptions += 1;
                 note(Kind::PREEMPT);
             }
@@ -287,19 +302,18 @@ impl<V: Vendor> Kernel<V> {
         } else {
             Position::Back
         };
-        self.sched.enqueue(vcpu, &mut entity, position, now);
+        self.sched.enqueue(vcpu, &mut entity, position);
     }
 }
 
 impl<V: Vendor> Sched<V> {
-    /// Takes the vCPU that this CPU runs next, with its place: its weight is part of the load until it leaves the CPU.
-    fn choose(&self, state: &CpuState<V>) -> Option<Place<Ref<Vcpu<V>>>> {
-        let now = time::tsc();
-        if now.saturating_sub(state.balanced.load(Ordering::Relaxed))
-            > time::ticks_of_us(BALANCE_US)
-        {
+    /// Takes the vCPU that this CPU runs next. Its weight is part of the load until it leaves the CPU.
+    fn choose(&self, state: &CpuState<V>) -> Option<Turn<V>> {
+        let mut now = time::tsc();
+        if now.saturating_sub(state.balanced.load(Ordering::Relaxed)) > self.units.balance {
             state.balanced.store(now, Ordering::Relaxed);
             self.even_out(state);
+            now = time::tsc();
         }
         loop {
             let (boosted, next) = {
@@ -310,31 +324,37 @@ impl<V: Vendor> Sched<V> {
                 if !self.take_from_another(state, 0) {
                     return None;
                 }
+                now = time::tsc();
                 continue;
             };
-            if self.take(state, &place, boosted, now) {
-                return Some(place);
+            if let Some(slice) = self.take(state, &place, boosted, now) {
+                return Some(Turn {
+                    place,
+                    start: now,
+                    end: now.saturating_add(slice),
+                });
             }
         }
     }
 
-    /// Makes the vCPU of a place run here; not, if the place is out of date or it has to wait for another turn.
+    /// Makes the vCPU of a place run here; how long it may. Not, if the place is out of date or it has to wait for another turn.
     fn take(
         &self,
         state: &CpuState<V>,
         place: &Place<Ref<Vcpu<V>>>,
         boosted: bool,
         now: u64,
-    ) -> bool {
+    ) -> Option<u64> {
         let mut entity = place.vcpu.entity.lock();
         if entity.activity != Activity::Ready || entity.ticket != place.ticket {
             state.load.fetch_sub(place.weight, Ordering::Relaxed);
-            return false;
+            return None;
         }
         if entity.credit <= 0 && !entity.next_turn(&self.units) && !state.queue.lock().is_empty() {
             state.load.fetch_sub(place.weight, Ordering::Relaxed);
-            self.enqueue(&place.vcpu, &mut entity, Position::Back, now);
-            return false;
+            entity.account(now);
+            self.enqueue(&place.vcpu, &mut entity, Position::Back);
+            return None;
         }
         // Nobody else wants the CPU: old debts are forgotten.
         while entity.credit <= 0 {
@@ -342,8 +362,9 @@ impl<V: Vendor> Sched<V> {
         }
         entity.woken = false;
         entity.change(Activity::Running, now);
+        entity.switches += 1;
         state.interruptible.store(!boosted, Ordering::Relaxed);
-        true
+        Some(entity.slice(now, &self.units))
     }
 
     /// Takes a vCPU from the CPU with the highest load, if that is above `least`; whether it could.

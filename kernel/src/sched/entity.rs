@@ -43,6 +43,8 @@ pub struct Units {
     pub turn: u64,
     /// The time over which a cap is kept.
     pub cap_period: u64,
+    /// How often CPUs compare what they have to do.
+    pub balance: u64,
 }
 
 impl Units {
@@ -50,12 +52,15 @@ impl Units {
     const TURN_US: u64 = 10_000;
     /// The period of a cap, in microseconds.
     const CAP_PERIOD_US: u64 = 50_000;
+    /// How often CPUs compare what they have to do, in microseconds.
+    const BALANCE_US: u64 = 20_000;
 
     /// For a TSC of this rate.
     pub const fn of_tsc(hz: u64) -> Self {
         Self {
             turn: hz / 1_000_000 * Self::TURN_US,
             cap_period: hz / 1_000_000 * Self::CAP_PERIOD_US,
+            balance: hz / 1_000_000 * Self::BALANCE_US,
         }
     }
 }
@@ -135,12 +140,20 @@ impl Entity {
 
     /// From `now` on it does something else; the ticks that it did the old.
     pub fn change(&mut self, activity: Activity, now: u64) -> u64 {
+        let ticks = self.account(now);
+        self.activity = activity;
+        ticks
+    }
+
+    /// The time until `now` is accounted for; the ticks since that was done last. What it does may be changed without more ado at
+    /// the same moment.
+    #[inline(always)]
+    pub fn account(&mut self, now: u64) -> u64 {
         // Two CPUs' TSCs may differ by a little.
         let ticks = now.saturating_sub(self.since);
         if let Some(spent) = self.spent.get_mut(self.activity as usize) {
             *spent += ticks;
         }
-        self.activity = activity;
         self.since = self.since.max(now);
         ticks
     }
@@ -251,6 +264,7 @@ mod tests {
     const UNITS: Units = Units {
         turn: 10_000,
         cap_period: 50_000,
+        balance: 20_000,
     };
 
     fn entity(weight: u32, cap: u32) -> Entity {

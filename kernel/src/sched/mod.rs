@@ -29,8 +29,6 @@ pub use timers::{NOWHERE, Waiter};
 
 use queue::{Place, Queue};
 
-/// How often CPUs compare what they have to do, in microseconds.
-const BALANCE_US: u64 = 20_000;
 /// How long a vCPU that has handed its CPU over may go on before an idle CPU is asked to help, in microseconds.
 const HAND_OVER_US: u64 = 500;
 /// How long another CPU is given to leave a guest before it gets an NMI, in microseconds: there are CPUs (Bochs's) that take no
@@ -169,10 +167,10 @@ impl<V: Vendor> Sched<V> {
 
     // What others do to a vCPU. Each locks its entity first, then a queue.
 
-    /// Makes a vCPU that does not run ready. The entity is its.
-    fn enqueue(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, position: Position, now: u64) {
+    /// Makes a vCPU that does not run ready. The entity is its, and its time is accounted for.
+    fn enqueue(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, position: Position) {
         if let Some(target) = self.target(entity) {
-            self.enqueue_at(target, vcpu, entity, position, now);
+            self.enqueue_at(target, vcpu, entity, position);
             let wanted = target.idle.load(Ordering::SeqCst)
                 || position == Position::Boosted && target.interruptible.load(Ordering::Relaxed);
             if wanted {
@@ -188,9 +186,8 @@ impl<V: Vendor> Sched<V> {
         vcpu: &Ref<Vcpu<V>>,
         entity: &mut Entity,
         position: Position,
-        now: u64,
     ) {
-        entity.change(Activity::Ready, now);
+        entity.activity = Activity::Ready;
         if target.cpu.id != entity.cpu {
             entity.migrations += u64::from(entity.switches != 0);
             entity.cpu = target.cpu.id;
@@ -328,8 +325,8 @@ impl<V: Vendor> Sched<V> {
                 Position::Back
             };
             match target {
-                Some(target) => self.enqueue_at(target, vcpu, entity, position, now),
-                None => self.enqueue(vcpu, entity, position, now),
+                Some(target) => self.enqueue_at(target, vcpu, entity, position),
+                None => self.enqueue(vcpu, entity, position),
             }
         }
     }
@@ -342,7 +339,7 @@ impl<V: Vendor> Sched<V> {
             Activity::Capped => {
                 entity.change(Activity::Held, now);
                 if !entity.held {
-                    self.enqueue(vcpu, &mut entity, Position::Back, now);
+                    self.enqueue(vcpu, &mut entity, Position::Back);
                 }
             }
             _ => {}
@@ -355,8 +352,9 @@ impl<V: Vendor> Sched<V> {
         let mut entity = vcpu.entity.lock();
         entity.held = false;
         if entity.activity == Activity::Held && !entity.finished {
+            entity.account(now);
             self.place_new(&mut entity);
-            self.enqueue(vcpu, &mut entity, Position::Back, now);
+            self.enqueue(vcpu, &mut entity, Position::Back);
         }
     }
 
@@ -447,7 +445,10 @@ impl<V: Vendor> Sched<V> {
         entity.schedule = *schedule;
         entity.credit = entity.credit.min(entity.turn(&self.units));
         match entity.activity {
-            Activity::Ready => self.enqueue(vcpu, &mut entity, Position::Back, now),
+            Activity::Ready => {
+                entity.account(now);
+                self.enqueue(vcpu, &mut entity, Position::Back);
+            }
             Activity::Running => self.expel(vcpu, &entity),
             _ => {}
         }
@@ -465,7 +466,10 @@ impl<V: Vendor> Sched<V> {
     /// holds no lock.
     pub fn flush_now(&self, me: &Cpu, hardware: &mut V::Cpu, domain: u32) {
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
-        self.flush(me, hardware);
+        let Some(mine) = self.state(me.id) else {
+            return;
+        };
+        self.flush(mine, hardware);
         for state in &self.cpus {
             let runs = || {
                 state.domain.load(Ordering::SeqCst) == u64::from(domain)
@@ -478,7 +482,7 @@ impl<V: Vendor> Sched<V> {
             let mut patience = time::tsc() + time::ticks_of_us(PATIENCE_US);
             while runs() {
                 // The other one may be waiting for this CPU.
-                self.flush(me, hardware);
+                self.flush(mine, hardware);
                 if time::tsc() > patience {
                     apic::send_nmi(state.cpu.apic_id());
                     patience = time::tsc() + time::ticks_of_us(PATIENCE_US);
@@ -488,12 +492,10 @@ impl<V: Vendor> Sched<V> {
         }
     }
 
-    /// Flushes the calling CPU, if there is something that it has not flushed for.
-    fn flush(&self, me: &Cpu, hardware: &mut V::Cpu) {
+    /// Flushes the calling CPU, whose state this is, if there is something that it has not flushed for.
+    #[inline(always)]
+    fn flush(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
         let epoch = self.epoch.load(Ordering::SeqCst);
-        let Some(state) = self.state(me.id) else {
-            return;
-        };
         if state.flushed.load(Ordering::Relaxed) != epoch {
             V::flush_all(hardware);
             state.flushed.store(epoch, Ordering::SeqCst);

@@ -43,7 +43,7 @@ fn refused_and_after<V: Vendor>(hardware: &mut V::Cpu) -> super::Outcome {
     });
     let stop = run(&broken, hardware);
     check!(
-        matches!(stop, Some(Stop::Ended(Ending::EntryFailed(_)))),
+        matches!(stop, Some((Stop::Ended, Ending::EntryFailed(_)))),
         "the broken one stopped by {stop:?}"
     );
     end(&broken)?;
@@ -51,7 +51,7 @@ fn refused_and_after<V: Vendor>(hardware: &mut V::Cpu) -> super::Outcome {
     let sound = build(kernel, hardware)?;
     let stop = run(&sound, hardware);
     check!(
-        stop == Some(Stop::Ended(Ending::Status(0))),
+        stop == Some((Stop::Ended, Ending::Status(0))),
         "the one after it stopped by {stop:?}"
     );
     end(&sound)?;
@@ -77,8 +77,8 @@ fn with_context<V: Vendor, R>(vcpu: &Vcpu<V>, f: impl FnOnce(&mut Context<V>) ->
     vcpu.context.lock().as_deref_mut().map(f)
 }
 
-/// Runs until the end of the domain.
-fn run<V: Vendor>(vcpu: &Ref<Vcpu<V>>, hardware: &mut V::Cpu) -> Option<Stop> {
+/// Runs until the end of the domain; how it stopped, and how the domain ended.
+fn run<V: Vendor>(vcpu: &Ref<Vcpu<V>>, hardware: &mut V::Cpu) -> Option<(Stop, Ending)> {
     const SLICE_US: u64 = 100_000;
     with_context(vcpu, |context| {
         loop {
@@ -93,12 +93,12 @@ fn run<V: Vendor>(vcpu: &Ref<Vcpu<V>>, hardware: &mut V::Cpu) -> Option<Stop> {
                 hardware,
             };
             let stop = context.run_loop(&mut run, deadline);
-            if let Stop::Ended(ending) = stop {
-                context.report(ending);
+            if stop == Stop::Ended {
+                context.report();
             }
             context.detach(hardware);
-            if matches!(stop, Stop::Ended(_) | Stop::Blocked(_)) {
-                return stop;
+            if matches!(stop, Stop::Ended | Stop::Blocked(_)) {
+                return (stop, context.ending());
             }
         }
     })

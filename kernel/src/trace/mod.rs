@@ -5,7 +5,7 @@ mod ring;
 use core::fmt;
 
 pub use plinth_abi::trace::Kind;
-pub use ring::{read, record};
+pub use ring::{read, record, record_at};
 
 use plinth_abi::domain::EXITS;
 

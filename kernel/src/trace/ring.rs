@@ -32,12 +32,18 @@ static RINGS: [Mutex<TraceRing>; CPUS] = [const {
 
 /// Notes an event on the calling CPU.
 pub fn record(kind: Kind, domain: u32, vcpu: u32, detail: u32) {
-    let Some(ring) = RINGS.get(cpu::id_if_known() as usize) else {
+    record_at(cpu::id_if_known(), time::tsc(), kind, domain, vcpu, detail);
+}
+
+/// Notes an event, where the number of the calling CPU and the TSC are at hand.
+#[inline]
+pub fn record_at(cpu: u32, tsc: u64, kind: Kind, domain: u32, vcpu: u32, detail: u32) {
+    let Some(ring) = RINGS.get(cpu as usize) else {
         return;
     };
     let record = Record {
         // As nanoseconds when somebody reads it.
-        ns: time::tsc(),
+        ns: tsc,
         kind: kind.0,
         domain,
         vcpu,
