@@ -34,6 +34,16 @@ struct Turn<V: Vendor> {
     end: u64,
 }
 
+/// How a vCPU has left a CPU.
+struct Left {
+    stop: Stop,
+    /// How it made its domain end.
+    ending: Option<Ending>,
+    /// Somebody who was woken came first.
+    gives_way: bool,
+    rip: u64,
+}
+
 impl<V: Vendor> Kernel<V> {
     /// A CPU's life from here on.
     pub fn live(&'static self, cpu: &'static Cpu, hardware: &mut V::Cpu) -> ! {
@@ -173,7 +183,13 @@ impl<V: Vendor> Kernel<V> {
         let entity = vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
         drop(guard);
-        self.leave(state, vcpu, entity, stop, ending, gives_way, rip);
+        let left = Left {
+            stop,
+            ending,
+            gives_way,
+            rip,
+        };
+        self.leave(state, vcpu, entity, &left);
     }
 
     /// Runs until something takes the CPU from the vCPU; whether that is somebody who was woken.
@@ -232,11 +248,14 @@ impl<V: Vendor> Kernel<V> {
         state: &CpuState<V>,
         vcpu: &Ref<Vcpu<V>>,
         mut entity: MutexGuard<'_, Entity>,
-        stop: Stop,
-        ending: Option<Ending>,
-        gives_way: bool,
-        rip: u64,
+        left: &Left,
     ) {
+        let &Left {
+            stop,
+            ending,
+            gives_way,
+            rip,
+        } = left;
         let now = time::tsc();
         let units = &self.sched.units;
         let note = |kind| {
