@@ -174,8 +174,158 @@ const SHELL: &[Step<'static>] = &[
     Step::Type("shutdown 0"),
 ];
 
+/// What Linux says of itself when it is asked, and the end that it then makes.
+const LINUX_TELLS: &str = "quiet plinth.run=uname%20-sm;nproc;\
+    cat%20/sys/devices/system/clocksource/clocksource0/current_clocksource;\
+    grep%20-c%20ttyS0%20/proc/interrupts;\
+    dd%20if=/dev/zero%20bs=1024%20count=1024%202>/dev/null|md5sum";
+
+/// What the commands of [`LINUX_TELLS`] give, with so many CPUs.
+macro_rules! linux_tells {
+    ($cpus:literal) => {
+        &[
+            "[linux] plinth-init: ready",
+            "[linux] Linux x86_64",
+            concat!("[linux] ", $cpus),
+            "[linux] kvm-clock",
+            "[linux] 1",
+            // MD5 of a MiB of zeroes.
+            "[linux] b6d81b360a5672d80c27430f39153e2c",
+            "[linux] plinth-init: status 0",
+            "linux ended: powered off",
+        ]
+    };
+}
+
+/// Linux as an operator has it: its shell on the console, then its end.
+const LINUX_SHELL: &[Step<'static>] = &[
+    Step::Type("create linux"),
+    Step::Type("start linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("echo $((6*7)) is the answer\r"),
+    Step::Expect("42 is the answer"),
+    Step::Keys("reboot -f\r"),
+    Step::Expect("linux ended: reset"),
+    Step::Keys("\x1d"),
+    Step::Expect("left the console of linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("poweroff -f\r"),
+    Step::Expect("linux ended: powered off"),
+    Step::Keys("\x1d"),
+    Step::Type("list"),
+    Step::Type("shutdown 0"),
+];
+
+/// Four at once: one is killed while the others compute.
+const FOUR_LINUXES: &[Step<'static>] = &[
+    Step::Type("create linux 4"),
+    Step::Type("start linux-*"),
+    Step::Type("sleep 8"),
+    Step::Type("pause linux-1"),
+    Step::Type("kill linux-2"),
+    Step::Type("resume linux-1"),
+    Step::Type("wait linux-1"),
+    Step::Type("wait linux-3"),
+    Step::Type("wait linux-4"),
+    Step::Type("log linux-1"),
+    Step::Type("log linux-3"),
+    Step::Type("log linux-4"),
+    Step::Type("list"),
+    Step::Type("shutdown 0"),
+];
+
 /// All scenarios.
 pub static ALL: &[Scenario] = &[
+    // Debian's kernel for virtual machines, unmodified, on two vCPUs.
+    Scenario {
+        name: "linux",
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        guests: Some(&["linux"]),
+        linux_append: LINUX_TELLS,
+        script: &[Step::Type("run linux"), Step::Type("shutdown 0")],
+        timeout: 1500,
+        expectations: &[
+            ordered("tells-what-it-is", linux_tells!("2")),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
+    // Its kernel for any computer.
+    Scenario {
+        name: "linux-debian",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux-debian"]),
+        linux_append: LINUX_TELLS,
+        script: &[
+            Step::Type("create linux-debian as linux"),
+            Step::Type("start linux"),
+            Step::Type("wait linux"),
+            Step::Type("log linux"),
+            Step::Type("shutdown 0"),
+        ],
+        timeout: 600,
+        expectations: &[
+            ordered(
+                "says-so",
+                &[
+                    "plinth-init: ready",
+                    "Linux x86_64",
+                    "b6d81b360a5672d80c27430f39153e2c",
+                    "plinth-init: status 0",
+                ],
+            ),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "linux-shell",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: "quiet",
+        script: LINUX_SHELL,
+        timeout: 600,
+        expectations: &[
+            ordered(
+                "reboots-and-powers-off",
+                &[
+                    "42 is the answer",
+                    "linux ended: reset",
+                    "it is restarted",
+                    "linux ended: powered off",
+                ],
+            ),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "linux-four",
+        machines: &[Kind::QemuSvm],
+        memory: 2048,
+        guests: Some(&["linux"]),
+        linux_append: "quiet plinth.run=i=0;while%20[%20$i%20-lt%20300%20];do%20dd%20if=/dev/zero%20bs=1024%20count=1024%202>/dev/null|md5sum%20>>/tmp/sums;i=$((i+1));done;sort%20-u%20/tmp/sums;wc%20-l%20</tmp/sums",
+        script: FOUR_LINUXES,
+        timeout: 900,
+        expectations: &[
+            ordered(
+                "three-compute-right",
+                &[
+                    "linux-2 ended: killed",
+                    "b6d81b360a5672d80c27430f39153e2c",
+                    "300",
+                    "b6d81b360a5672d80c27430f39153e2c",
+                    "300",
+                    "b6d81b360a5672d80c27430f39153e2c",
+                    "300",
+                ],
+            ),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
     // Test guests in batch mode, two at a time, each ending as it should.
     Scenario {
         name: "boot",
