@@ -69,8 +69,9 @@ const TAG: u64 = 0x7461_6721_7461_6721;
 const KEY: u64 = 0xdef;
 
 /// A child whose ports or addresses are the suite's to serve.
-struct Served {
-    child: Child,
+pub struct Served {
+    /// The child.
+    pub child: Child,
     slots: Mapped,
     memory: Owned<Memory>,
     event: Owned<Event>,
@@ -79,23 +80,30 @@ struct Served {
 impl Served {
     /// A child that runs this code, its event bound, nothing claimed.
     fn new(plan: &Plan) -> Result<Self, Why> {
+        Self::of(Child::new(plan)?)
+    }
+
+    /// This child, its event bound, nothing claimed.
+    pub fn of(child: Child) -> Result<Self, Why> {
         let memory = memory(4096)?;
         let slots = Mapped::new(0, *memory, 4096)?;
         let event = event()?;
         event.bind(KEY).must("bind")?;
         Ok(Self {
-            child: Child::new(plan)?,
+            child,
             slots,
             memory,
             event,
         })
     }
 
-    fn claim_of(&self, kind: u32, first: u64, length: u64) -> Claim {
+    /// A claim that is told here.
+    pub fn claim_of(&self, kind: u32, first: u64, length: u64) -> Claim {
         claim_with(*self.memory, *self.event, kind, first..first + length)
     }
 
-    fn claim(&self, kind: u32, first: u64, length: u64) -> Outcome {
+    /// Claims.
+    pub fn claim(&self, kind: u32, first: u64, length: u64) -> Outcome {
         self.child
             .domain
             .claim(&self.claim_of(kind, first, length))
@@ -137,7 +145,7 @@ impl Served {
     }
 
     /// Waits for the next access, which must be like this one, whatever its number.
-    fn sees(&self, expected: &Slot) -> Outcome {
+    pub fn sees(&self, expected: &Slot) -> Outcome {
         let seen = self.access()?;
         let expected = Slot {
             sequence: seen.sequence,
@@ -148,7 +156,13 @@ impl Served {
         Ok(())
     }
 
-    fn complete(&self, value: u64) -> Outcome {
+    /// Whether an access has been told since the last.
+    pub fn asks(&self) -> Result<bool, Why> {
+        Ok(object::wait(0).must("wait")? == Some(KEY))
+    }
+
+    /// Completes the access of vCPU 0.
+    pub fn complete(&self, value: u64) -> Outcome {
         self.child.domain.complete(0, value).must("complete")
     }
 }
@@ -166,7 +180,8 @@ pub fn claim_with(memory: Memory, event: Event, kind: u32, range: Range<u64>) ->
     }
 }
 
-fn access(kind: u32, address: u64, size: u32) -> Slot {
+/// A read of this kind, as its slot tells it.
+pub fn access(kind: u32, address: u64, size: u32) -> Slot {
     Slot {
         sequence: 0,
         tag: TAG,

@@ -182,6 +182,12 @@ fn create_bad_values() -> Outcome {
     for heap in [0, DomainConfig::LEAST_HEAP - 1] {
         refused(DomainConfig { heap, ..good }, "heap")?;
     }
+    for platform in [2, 3, 1 << 31, u32::MAX] {
+        refused(DomainConfig { platform, ..good }, "platform")?;
+    }
+    for reserved in [1, 1 << 31, u32::MAX] {
+        refused(DomainConfig { reserved, ..good }, "reserved")?;
+    }
     Ok(())
 }
 

@@ -38,6 +38,7 @@ mod handle_calls;
 mod machine_calls;
 mod memories;
 mod objects;
+mod pc;
 mod precedence;
 mod races;
 mod rounds;
@@ -47,7 +48,7 @@ mod vcpus;
 mod walk;
 mod window;
 
-use plinth_rt::abi::domain::MAX_VCPUS;
+use plinth_rt::abi::domain::{MAX_VCPUS, platform};
 use plinth_rt::abi::{DomainConfig, Handle};
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
@@ -58,7 +59,7 @@ use kit::Must;
 plinth_rt::entry!(main);
 
 /// The parts of the suite, in the order in which they run.
-const PARTS: [&[Test]; 17] = [
+const PARTS: [&[Test]; 23] = [
     core_calls::TESTS,
     handle_calls::TESTS,
     signatures::TESTS,
@@ -70,7 +71,13 @@ const PARTS: [&[Test]; 17] = [
     events::TESTS,
     devices::TESTS,
     machine_calls::TESTS,
+    pc::TESTS,
+    pc::local::TESTS,
+    pc::cpus::TESTS,
+    pc::time::TESTS,
+    pc::io::TESTS,
     states::TESTS,
+    states::TESTS_OF_A_PC,
     precedence::TESTS,
     endings::TESTS,
     walk::TESTS,
@@ -143,6 +150,11 @@ fn warm_up() -> Outcome {
         *place = Some(child::Child::running(code)?);
     }
     drop(children);
+    let _pc = child::Temporary::new(&DomainConfig {
+        vcpus: 4,
+        platform: platform::PC,
+        ..child::config(b"warm")
+    })?;
     for vcpus in 1..=MAX_VCPUS {
         child::Temporary::new(&DomainConfig {
             vcpus,

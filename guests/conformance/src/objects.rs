@@ -20,9 +20,15 @@ pub struct Objects {
 impl Objects {
     /// Makes them.
     pub fn new() -> Result<Self, Why> {
+        Self::on(0)
+    }
+
+    /// Makes them; the child's vCPUs see this machine.
+    pub fn on(platform: u32) -> Result<Self, Why> {
         Ok(Self {
             child: Child::new(&Plan {
                 max_vcpus: 2,
+                platform,
                 ..Plan::new(spin())
             })?,
             memory: memory(4096)?,

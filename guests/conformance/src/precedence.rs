@@ -38,6 +38,8 @@ fn handle_before_argument() -> Outcome {
         [raw(objects.event.any()), 1],
         Status::WRONG_TYPE,
     )?;
+    refuses(Call::DEVICE_LINE, [raw(*weak), 25, 2], Status::NO_RIGHT)?;
+    refuses(Call::DEVICE_MSI, [raw(*weak), 0, 1 << 32], Status::NO_RIGHT)?;
     refuses(
         Call::DOMAIN_TYPE,
         [raw(*weak), 0, u64::MAX],
@@ -114,6 +116,10 @@ fn argument_before_state() -> Outcome {
     refuses(Call::MEMORY_CREATE, [domain, 1], Status::BAD_ARGUMENT)?;
     refuses(Call::MEMORY_UNMAP, [domain, 1, 4096], Status::BAD_ARGUMENT)?;
     refuses(Call::DEVICE_RELEASE, [domain, 77, 0], Status::BAD_ARGUMENT)?;
+    // It is no PC either.
+    refuses(Call::DEVICE_LINE, [domain, 25, 0], Status::BAD_ARGUMENT)?;
+    refuses(Call::DEVICE_LINE, [domain, 0, 2], Status::BAD_ARGUMENT)?;
+    refuses(Call::DEVICE_MSI, [domain, 0, 0x40], Status::BAD_ARGUMENT)?;
     // Memory without frames is in no state to be mapped.
     let (_, value) = hypercall::call(Call::MEMORY_CREATE, [raw(own().any()), 4096]);
     let empty = Owned(Any(Handle(value as u32)));

@@ -224,6 +224,8 @@ signatures! {
     DEVICE_CLAIM: [domain(rights::DEVICE)];
     DEVICE_RELEASE: [domain(rights::DEVICE)];
     DEVICE_COMPLETE: [domain(rights::DEVICE)];
+    DEVICE_LINE: [domain(rights::DEVICE)];
+    DEVICE_MSI: [domain(rights::DEVICE)];
     IRQ_BIND: [irq(rights::CONTROL), event(rights::SIGNAL).second()];
     IRQ_ACK: [irq(rights::CONTROL)];
     PORTS_ENABLE: [ports(rights::CONTROL), domain(rights::CONTROL).second()];

@@ -2,6 +2,7 @@
 
 use plinth_rt::abi::call::{access, watch};
 use plinth_rt::abi::device::kind;
+use plinth_rt::abi::domain::platform;
 use plinth_rt::abi::state::part;
 use plinth_rt::abi::{Call, Claim, Handle, Schedule, Status, VcpuState, rights};
 use plinth_rt::object::{Any, bytes_of};
@@ -52,21 +53,34 @@ impl Good<'_> {
     }
 
     fn claim(&self) -> u64 {
+        self.claim_of(kind::PORTS, 0x100)
+    }
+
+    fn claim_of_acknowledge(&self) -> u64 {
+        self.claim_of(kind::ACKNOWLEDGE, 0)
+    }
+
+    fn claim_of(&self, kind: u32, first: u64) -> u64 {
         self.page(bytes_of(&Claim {
-            kind: kind::PORTS,
+            kind,
             memory: self.objects.memory.0.0.0,
             event: self.objects.event.0.0.0,
             reserved: 0,
-            first: 0x100,
+            first,
             length: 1,
             tag: 0,
         }))
     }
 }
 
-fn in_each_state(call: Call, arguments: impl Fn(&Good) -> [u64; 6], expected: Answers) -> Outcome {
+fn in_each_state(
+    platform: u32,
+    call: Call,
+    arguments: impl Fn(&Good) -> [u64; 6],
+    expected: Answers,
+) -> Outcome {
     for (life, expected) in LIVES.into_iter().zip(expected) {
-        let objects = Objects::new()?;
+        let objects = Objects::on(platform)?;
         objects.child.bring_to(life)?;
         let arguments = arguments(&Good { objects: &objects });
         let handles = own_handles()?;
@@ -89,10 +103,14 @@ fn own_handles() -> Result<u32, plinth_rt::Why> {
 }
 
 macro_rules! states {
-    ($($call:ident($good:ident): [$($argument:expr),*], $answers:expr;)+) => {
-        /// A test a call.
-        pub const TESTS: &[Test] = &[$(
-            (concat!("states::", stringify!($call)), || balanced(|| in_each_state(
+    (
+        $(#[$doc:meta])* $tests:ident, $name:literal, $platform:expr;
+        $($call:ident($good:ident): [$($argument:expr),*], $answers:expr;)+
+    ) => {
+        $(#[$doc])*
+        pub const $tests: &[Test] = &[$(
+            (concat!($name, "::", stringify!($call)), || balanced(|| in_each_state(
+                $platform,
                 Call::$call,
                 |$good| {
                     let mut all = [0; 6];
@@ -110,6 +128,8 @@ macro_rules! states {
 const REGISTERS: u64 = size_of::<VcpuState>() as u64;
 
 states! {
+    /// A test a call.
+    TESTS, "states", 0;
     DOMAIN_START(good): [good.domain()], [OK, STATE, STATE, STATE, STATE];
     DOMAIN_PAUSE(good): [good.domain()], [STATE, OK, STATE, STATE, STATE];
     DOMAIN_RESUME(good): [good.domain()], [STATE, STATE, OK, STATE, STATE];
@@ -142,5 +162,19 @@ states! {
     DEVICE_CLAIM(good): [good.domain(), good.claim()], [OK, OK, OK, STATE, STATE];
     DEVICE_RELEASE(good): [good.domain(), kind::PORTS.into(), 0x100], [NONE, NONE, NONE, NONE, STATE];
     DEVICE_COMPLETE(good): [good.domain(), 0, 0], [STATE; 5];
+    DEVICE_LINE(good): [good.domain(), 4, 1], [STATE; 5];
+    DEVICE_MSI(good): [good.domain(), 0xfee0_0000, 0x40], [STATE; 5];
     HANDLE_GRANT(good): [good.event(), good.domain(), rights::SIGNAL.into()], [OK, OK, OK, STATE, STATE];
+}
+
+states! {
+    /// Those that are otherwise for a domain that is a PC.
+    TESTS_OF_A_PC, "states_of_a_pc", platform::PC;
+    VCPU_CREATE(good): [good.domain()], [OK, STATE, STATE, STATE, STATE];
+    VCPU_INTERRUPT(good): [good.vcpu(), 32], [OK, OK, OK, STATE, STATE];
+    EVENT_BIND_VECTOR(good): [good.event(), good.vcpu(), 32], [OK, OK, OK, STATE, STATE];
+    DEVICE_CLAIM(good): [good.domain(), good.claim_of_acknowledge()], [OK, OK, OK, STATE, STATE];
+    DEVICE_RELEASE(good): [good.domain(), kind::ACKNOWLEDGE.into(), 0], [NONE, NONE, NONE, NONE, STATE];
+    DEVICE_LINE(good): [good.domain(), 4, 1], [OK, OK, OK, OK, STATE];
+    DEVICE_MSI(good): [good.domain(), 0xfee0_0000, 0x40], [OK, OK, OK, OK, STATE];
 }

@@ -44,7 +44,7 @@ pub const STACK: u64 = 0x3000;
 /// Where the scripts begin.
 pub const SCRIPTS: u64 = 0x4000;
 
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 /// Pages of a child without scripts.
 const PAGES: u64 = 4;
 /// Pages of a vCPU's script.
@@ -64,7 +64,7 @@ const GDT: usize = 0xf00;
 const VECTORS: usize = 16;
 
 /// The instructions of a snippet as bytes.
-fn bytes(code: &Snippet) -> &'static [u8] {
+pub(crate) fn bytes(code: &Snippet) -> &'static [u8] {
     // SAFETY: a snippet is assembled code in the suite's own image, which nothing changes.
     unsafe { core::slice::from_raw_parts(code.start() as *const u8, code.length() as usize) }
 }
@@ -98,6 +98,10 @@ pub struct Plan {
     pub heap: u64,
     /// Budget of handles.
     pub handles: u32,
+    /// What machine its vCPUs see: bits of `platform`.
+    pub platform: u32,
+    /// The Unix time in nanoseconds when the clock was 0.
+    pub wall_clock: u64,
 }
 
 impl Plan {
@@ -111,6 +115,8 @@ impl Plan {
             frames: KERNEL_FRAMES,
             heap: DomainConfig::usual_heap(4),
             handles: 32,
+            platform: 0,
+            wall_clock: 0,
         }
     }
 }
@@ -187,6 +193,8 @@ impl Child {
             heap: plan.heap,
             handles: plan.handles,
             vcpus: plan.max_vcpus,
+            platform: plan.platform,
+            wall_clock: plan.wall_clock,
             ..config(b"child")
         };
         let domain = Temporary::new(&config)?;
@@ -232,6 +240,17 @@ impl Child {
             *place = Some(vcpu);
         }
         Ok(())
+    }
+
+    /// Adds a vCPU, in the state after reset; its index.
+    pub fn add_vcpu(&mut self) -> Result<usize, Why> {
+        let free = self.vcpus.iter().position(Option::is_none);
+        let Some((index, place)) = free.and_then(|index| Some((index, self.vcpus.get_mut(index)?)))
+        else {
+            return Err(format_args!("no place for a vCPU").into());
+        };
+        *place = Some(self.domain.create_vcpu().must("create vCPU").map(Owned)?);
+        Ok(index)
     }
 
     /// A vCPU of it; one that it does not have is a handle that names nothing.

@@ -8,3 +8,4 @@
 
 pub mod child;
 pub mod kit;
+pub mod pc;
