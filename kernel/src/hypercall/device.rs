@@ -11,7 +11,7 @@ use crate::intc::Message;
 use crate::log;
 use crate::mem::nested::GPA_LIMIT;
 use crate::mem::{Amounts, Charge, PAGE_SIZE};
-use crate::object::{Claim, ClaimKind};
+use crate::object::{Claim, ClaimKind, Line};
 use crate::virt::{Vcpu as _, Vendor};
 
 /// Ports there are.
@@ -83,13 +83,13 @@ pub(super) fn complete<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done
 pub(super) fn line<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
     let [domain, line, level, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::DEVICE)?;
-    let line = number(line)?;
+    let line = Line::from_number(number(line)?).ok_or(Status::BAD_ARGUMENT)?;
     if level > 1 {
         return Err(Status::BAD_ARGUMENT);
     }
     living(&domain)?;
     let pc = domain.pc.as_ref().ok_or(Status::WRONG_STATE)?;
-    domain.set_line(pc, line, level == 1)?;
+    domain.set_line(pc, line, level == 1);
     Ok(Done::Value(0))
 }
 

@@ -9,7 +9,7 @@ use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
 use crate::exit::{self, Completion, LengthCache, Next};
-use crate::intc::{LocalApic, Requests};
+use crate::intc::{LocalApic, Mode, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
 use crate::rules::cr::{self, is_pae_paging};
@@ -389,8 +389,10 @@ impl<V: Vendor> Context<V> {
 
     /// INIT (SDM vol. 3 table 11-1, 11.4.7.3): registers are as after a reset but for those that it does not name.
     fn init(&mut self, vcpu: &Vcpu<V>) {
+        const CACHING: u64 = 3 << 29;
         let before = self.hw.state();
         let state = VcpuState {
+            cr0: VcpuState::RESET.cr0 & !CACHING | before.cr0 & CACHING,
             pat: before.pat,
             star: before.star,
             lstar: before.lstar,
@@ -620,6 +622,10 @@ impl<V: Vendor> Context<V> {
             apic_id: self.index,
             cr4: self.hw.cr4(),
             xcr0: if leaf == LEAF_XSAVE { fpu::xcr0() } else { 0 },
+            apic_disabled: self
+                .apic
+                .as_ref()
+                .is_some_and(|apic| apic.mode() == Mode::Disabled),
         };
         self.cpuid.get(leaf, subleaf, &view)
     }

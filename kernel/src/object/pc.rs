@@ -2,7 +2,6 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use plinth_abi::Status;
 use plinth_abi::device::line;
 use spin::Mutex;
 
@@ -21,6 +20,26 @@ pub struct Pc {
     last: AtomicU32,
     /// The Unix time in nanoseconds when the machine's clock was 0.
     pub wall_clock: u64,
+}
+
+/// A line that a device can change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Line {
+    /// An input of the I/O APIC.
+    Pin(u8),
+    /// The output of the 8259A pair.
+    Intr,
+}
+
+impl Line {
+    /// The line with this number of the contract's.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0..line::PINS => Some(Self::Pin(number as u8)),
+            line::INTR => Some(Self::Intr),
+            _ => None,
+        }
+    }
 }
 
 impl Pc {
@@ -87,17 +106,14 @@ impl<V: Vendor> Domain<V> {
     }
 
     /// A device changes a line.
-    ///
-    /// # Errors
-    /// `BAD_ARGUMENT` where there is no such line.
-    pub fn set_line(&self, pc: &Pc, number: u32, active: bool) -> Result<(), Status> {
-        match number {
-            0..line::PINS => {
+    pub fn set_line(&self, pc: &Pc, line: Line, active: bool) {
+        match line {
+            Line::Pin(pin) => {
                 self.with_io_apic(pc, None, |io_apic, deliver| {
-                    io_apic.set_line(number as u8, active, deliver);
+                    io_apic.set_line(pin, active, deliver);
                 });
             }
-            line::INTR => {
+            Line::Intr => {
                 let before = pc.intr.swap(active, Ordering::AcqRel);
                 if active && !before {
                     // LINT0 of any of them may be its way in; operating systems open the first one's.
@@ -106,8 +122,6 @@ impl<V: Vendor> Domain<V> {
                     }
                 }
             }
-            _ => return Err(Status::BAD_ARGUMENT),
         }
-        Ok(())
     }
 }

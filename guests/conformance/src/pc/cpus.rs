@@ -134,7 +134,10 @@ fn interrupts_back_and_forth() -> Outcome {
         again(2, u64::MAX),
     ];
     let pc = Pc::running(&[&first, &second])?;
-    pc.ends_with(0)?;
+    if let Err(why) = pc.ends_with(0) {
+        let (one, two) = (pc.word(counter(0, 0x51))?, pc.word(counter(1, 0x41))?);
+        return Err(format_args!("{why}: {one} and {two} interrupts").into());
+    }
     check_eq!(
         pc.word(counter(0, 0x51))?,
         ROUNDS,

@@ -226,8 +226,11 @@ fn deadline_that_has_passed() -> Outcome {
         wrmsr(TSC_DEADLINE, 1),
         spin_until(COUNTER, 1),
         rdmsr(TSC_DEADLINE).gives(0),
+        // Nor does it come too early for HLT.
+        ops::cli(),
         wrmsr(TSC_DEADLINE, 1),
         ops::sti_hlt(),
+        get(COUNTER).gives(2),
         end(),
     ]])
     .map(drop)

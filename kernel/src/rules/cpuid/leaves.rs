@@ -87,6 +87,7 @@ const X1_ECX_AVX: u32 = bits(&[11, 16]);
 
 pub(super) const OSXSAVE: u32 = 1 << 27;
 pub(super) const OSPKE: u32 = 1 << 4;
+const APIC: u32 = 1 << 9;
 const XSAVE: u32 = 1 << 26;
 const HYPERVISOR: u32 = 1 << 31;
 
@@ -170,6 +171,9 @@ pub(super) fn patch(
             registers[1] |= vcpu.apic_id << 24;
             if vcpu.cr4 & cr4::OSXSAVE != 0 && registers[2] & XSAVE != 0 {
                 registers[2] |= OSXSAVE;
+            }
+            if vcpu.apic_disabled {
+                registers[3] &= !APIC;
             }
         }
         (7, 0) if vcpu.cr4 & cr4::PKE != 0 && registers[2] & 1 << 3 != 0 => registers[2] |= OSPKE,
@@ -366,7 +370,7 @@ impl<'a> Source<'a> {
         let mut d = d & L1_EDX;
         if self.guest.local_apic {
             c |= 1 << 21 | 1 << 24; // x2APIC, TSC deadline
-            d |= 1 << 9;
+            d |= APIC;
         }
         if self.guest.vcpus > 1 {
             d |= 1 << 28; // HTT: EBX[23:16] counts

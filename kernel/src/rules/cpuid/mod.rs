@@ -49,4 +49,6 @@ pub struct VcpuView {
     pub cr4: u64,
     /// XCR0: the sizes in leaf 0DH follow it.
     pub xcr0: u64,
+    /// APIC_BASE disables the local APIC, of which leaf 1 then says nothing (SDM vol. 3 11.4.3).
+    pub apic_disabled: bool,
 }

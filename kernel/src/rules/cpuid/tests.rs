@@ -18,6 +18,7 @@ const VCPU: VcpuView = VcpuView {
     apic_id: 2,
     cr4: 0,
     xcr0: 1,
+    apic_disabled: false,
 };
 
 /// A host that has every feature, known or not.
@@ -380,6 +381,7 @@ proptest! {
         xcr0 in any::<u64>(),
         cr4 in any::<u64>(),
         local_apic in any::<bool>(),
+        apic_disabled in any::<bool>(),
     ) {
         let vendor = if amd { CpuVendor::Amd } else { CpuVendor::Intel };
         let noisy = |leaf: u32, subleaf: u32| {
@@ -390,7 +392,7 @@ proptest! {
             real.map(|word| word & seed.rotate_left(leaf ^ subleaf).wrapping_mul(0x9e37_79b9))
         };
         let guest = GuestIdentity { vcpus, local_apic, xcr0_supported: xcr0, ..GUEST };
-        let vcpu = VcpuView { apic_id: seed % vcpus, cr4, xcr0 };
+        let vcpu = VcpuView { apic_id: seed % vcpus, cr4, xcr0, apic_disabled };
         let table = CpuidTable::new(&noisy, &guest);
         let ranges = [0..0x22u32, 0x4000_0000..0x4000_0012, 0x8000_0000..0x8000_0024, 0xc000_0000..0xc000_0001];
         for leaf in ranges.into_iter().flatten() {

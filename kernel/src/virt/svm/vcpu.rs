@@ -274,8 +274,10 @@ impl Vcpu<Svm> for SvmVcpu {
         let control = &mut vmcb.control;
         // Features that a guest is not offered are kept from it in CR4. CR0 is checked, because emulators take what VMRUN
         // then refuses; it is written seldom. The selective intercept (CR0_SEL_WRITE) would let TS and MP pass, but in
-        // QEMU it overlooks the upper half. CR3 and CR8 are the guest's own: V_INTR_MASKING gives it a TPR of its own.
-        control.cr_writes = RegisterSet::R0 | RegisterSet::R4;
+        // QEMU it overlooks the upper half. CR3 is the guest's own. CR8 is the task priority of its local APIC, which decides
+        // what is injected: the V_TPR of V_INTR_MASKING would be a second one that nobody asks.
+        control.cr_reads = RegisterSet::R8;
+        control.cr_writes = RegisterSet::R0 | RegisterSet::R4 | RegisterSet::R8;
         // #DB and #AC: their delivery can raise them again without end, which no interrupt ends (CVE-2015-8104,
         // CVE-2015-5307). #DF: not every implementation reports the shutdown that may follow.
         control.exceptions = Exceptions::DB | Exceptions::DF | Exceptions::AC | Exceptions::MC;
