@@ -267,6 +267,11 @@ pub const fn take(counter: u64, taken: u64) -> Op {
     Op::new(28, counter, taken)
 }
 
+/// RDMSR again and again, until it gives this.
+pub const fn rdmsr_until(msr: u32, value: u64) -> Op {
+    Op::new(29, msr as u64, value)
+}
+
 /// The code that carries scripts out.
 fn interpreter() -> Snippet {
     snippet!(
@@ -283,7 +288,7 @@ fn interpreter() -> Snippet {
         ".long 20f - 3b, 21f - 3b, 22f - 3b, 23f - 3b, 24f - 3b, 25f - 3b, 26f - 3b, 27f - 3b, 28f - 3b",
         ".long 29f - 3b, 30f - 3b, 31f - 3b, 32f - 3b, 33f - 3b, 34f - 3b, 35f - 3b, 36f - 3b, 37f - 3b",
         ".long 38f - 3b, 39f - 3b, 40f - 3b, 42f - 3b, 43f - 3b, 45f - 3b, 46f - 3b, 47f - 3b, 48f - 3b",
-        ".long 49f - 3b, 50f - 3b",
+        ".long 49f - 3b, 50f - 3b, 51f - 3b",
         "4:",
         "mov [rbx + 24], rax",
         "mov [rbx + 32], r13",
@@ -416,6 +421,14 @@ fn interpreter() -> Snippet {
         "hlt",
         "jmp 50b",
         "7: inc qword ptr [rdi]",
+        "jmp 4b",
+        // RDMSR until it gives a value.
+        "51: mov ecx, esi",
+        "rdmsr",
+        "shl rdx, 32",
+        "or rax, rdx",
+        "cmp rax, rdi",
+        "jne 51b",
         "jmp 4b",
     )
 }

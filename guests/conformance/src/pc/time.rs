@@ -5,7 +5,7 @@ use plinth_rt::{Outcome, Why, check, check_eq};
 use plinth_testkit::child::{DATA, Plan};
 use plinth_testkit::pc::{
     self as ops, Pc, call, counter, delay, end, get, gives, halt_until, interrupts, put, rdmsr,
-    spin_until, sti, tsc, when, wrmsr, wrmsr_in,
+    rdmsr_until, spin_until, sti, tsc, when, wrmsr, wrmsr_in,
 };
 
 use super::{
@@ -325,9 +325,8 @@ fn pending_while_it_cannot_be_taken() -> Outcome {
         enable(),
         wrmsr(x2(LVT_TIMER), DEADLINE | VECTOR),
         wrmsr_in(TSC_DEADLINE, TICKS),
-        delay(3 * TICKS),
+        rdmsr_until(x2(super::IRR + 2), 1 << 1),
         get(interrupts(0)).gives(0),
-        rdmsr(x2(super::IRR + 2)).gives(1 << 1),
         rdmsr(TSC_DEADLINE).gives(0),
         sti(),
         get(interrupts(0)).gives(1),

@@ -69,6 +69,10 @@ pub struct SvmVcpu {
     forced_cr4: u64,
     /// TSC_AUX, which RDTSCP and RDPID read and no entry switches. Writes exit, so this is the truth.
     tsc_aux: u64,
+    /// RIP of the last exit, if that was in an interrupt shadow.
+    shadow_at: Option<u64>,
+    /// The interrupt window opens again at the next exit.
+    window_waits: bool,
     tag: Tag,
     /// The CPU it was attached to last.
     cpu: Option<u32>,
@@ -180,6 +184,9 @@ impl SvmVcpu {
             self.identity.features.contains(Features::DECODE_ASSISTS),
         );
         self.mend(report.code);
+        if self.forgot_shadow(report.code) {
+            return Exit::Host;
+        }
         let outcome = exits::decode(report);
         if matches!(outcome, Outcome::Invalid) {
             if let Some(event) = self.vmcb.control.event_injection.event() {
@@ -234,6 +241,25 @@ impl SvmVcpu {
             }
             _ => {}
         }
+    }
+
+    /// Whether the window has opened at an instruction that was in an interrupt shadow at the entry. QEMU's VMRUN forgets the
+    /// shadow (APM2 15.21.5), and an interrupt would come between STI and HLT, which then waited for another. The guest gets
+    /// past the instruction first; a HLT exits, and others open the window again when they do.
+    fn forgot_shadow(&mut self, code: ExitCode) -> bool {
+        let rip = self.vmcb.save.rip;
+        let forgotten = code == ExitCode::VINTR && self.shadow_at == Some(rip);
+        let shadow = self.vmcb.control.interrupt_state.shadow();
+        self.shadow_at = shadow.then_some(rip);
+        if core::mem::take(&mut self.window_waits) {
+            self.set_window(true);
+        }
+        if forgotten {
+            self.vmcb.control.interrupt_state.set_shadow(true);
+            self.set_window(false);
+            self.window_waits = true;
+        }
+        forgotten
     }
 
     fn requeue(&mut self, event: Event) {
@@ -339,6 +365,8 @@ impl Vcpu<Svm> for SvmVcpu {
             guest_cr4: 0,
             forced_cr4: 0,
             tsc_aux: 0,
+            shadow_at: None,
+            window_waits: false,
             tag: Tag::NONE,
             cpu: None,
             identity,
