@@ -3,13 +3,31 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// Turns bytes into text that does nothing to a terminal but show letters, tabs and line ends. Carriage returns are left
-/// out, other control characters are shown as `^X`, and what is no UTF-8, or turns the direction of writing, as U+FFFD.
+/// Turns bytes into text that does nothing to a terminal but show letters, tabs and line ends. Carriage returns and control sequences
+/// (ECMA-48 5.4: colours, places of the cursor) are left out, other control characters are shown as `^X`, and what is no UTF-8, or
+/// turns the direction of writing, as U+FFFD.
 #[derive(Debug, Default)]
 pub struct Plain {
     /// The beginning of a character whose rest has not come yet.
     begun: Vec<u8>,
+    /// Within a control sequence.
+    sequence: Sequence,
 }
+
+/// How far a control sequence has come.
+#[derive(Clone, Copy, Debug, Default)]
+enum Sequence {
+    /// There is none.
+    #[default]
+    None,
+    /// ESC.
+    Escape,
+    /// ESC [, and so many letters behind it.
+    Parameters(u8),
+}
+
+/// Letters that a control sequence has at most; what goes on longer is none.
+const LONGEST_SEQUENCE: u8 = 32;
 
 impl Plain {
     /// Takes bytes, and adds what can be shown of them.
@@ -19,14 +37,18 @@ impl Plain {
         let unfinished = loop {
             let error = match core::str::from_utf8(rest) {
                 Ok(good) => {
-                    good.chars().for_each(|letter| show(letter, text));
+                    for letter in good.chars() {
+                        self.sequence = self.sequence.feed(letter, text);
+                    }
                     break &[][..];
                 }
                 Err(error) => error,
             };
             let (good, bad) = rest.split_at(error.valid_up_to());
             let good = core::str::from_utf8(good).unwrap_or_default();
-            good.chars().for_each(|letter| show(letter, text));
+            for letter in good.chars() {
+                self.sequence = self.sequence.feed(letter, text);
+            }
             match error.error_len() {
                 None => break bad,
                 Some(length) => {
@@ -36,6 +58,30 @@ impl Plain {
             }
         };
         self.begun = unfinished.to_vec();
+    }
+}
+
+impl Sequence {
+    /// Takes a letter, and adds what can be shown of it.
+    fn feed(self, letter: char, text: &mut String) -> Self {
+        match (self, letter) {
+            (Self::None, '\x1b') => Self::Escape,
+            (Self::Escape, '[') => Self::Parameters(0),
+            // Parameters and intermediates; the final letter ends it.
+            (Self::Parameters(count), ' '..='?') if count < LONGEST_SEQUENCE => {
+                Self::Parameters(count + 1)
+            }
+            (Self::Parameters(_), '@'..='~') => Self::None,
+            (Self::Escape, _) => {
+                show('\x1b', text);
+                Self::None.feed(letter, text)
+            }
+            (Self::Parameters(_), '\x1b') => Self::Escape,
+            (Self::None | Self::Parameters(_), _) => {
+                show(letter, text);
+                Self::None
+            }
+        }
     }
 }
 
@@ -115,11 +161,20 @@ mod tests {
     #[test]
     fn control_characters_are_shown() {
         assert_eq!(plain(&[b"a\tb\r\nc"]), "a\tb\nc");
-        assert_eq!(plain(&[b"\x1b[2J\x07\x7f\0"]), "^[[2J^G^?^@");
+        assert_eq!(plain(&[b"\x1b]2J\x07\x7f\0"]), "^[]2J^G^?^@");
         assert_eq!(
             plain(&["\u{9b}2J\u{202e}x".as_bytes()]),
             "\u{fffd}2J\u{fffd}x"
         );
+    }
+
+    #[test]
+    fn control_sequences_are_left_out() {
+        assert_eq!(plain(&[b"a\x1b[2Jb\x1b[1;31", b"mc\x1b", b"[6nd"]), "abcd");
+        assert_eq!(plain(&[b"\x1b\x1b[Kx"]), "^[x");
+        assert_eq!(plain(&[b"\x1b[1\nx"]), "\nx");
+        let endless = [&b"\x1b["[..], &[b'1'; 40], b"m"].concat();
+        assert_eq!(plain(&[&endless]), "11111111m");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The devices of a domain that the control guest serves: those of a PC, and the debug console.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use plinth_devices::{Ports, Power, bus};
@@ -12,6 +13,8 @@ use plinth_rt::object::{Domain, Event, Memory, Result};
 
 use crate::window::{Slots, Windows};
 
+/// Bytes of input that are kept for a guest that does not read them.
+const MOST_TYPED: usize = 4096;
 /// The debug console's port, as Bochs and QEMU have it: what is written there goes to the domain's console.
 const DEBUG_CONSOLE: u16 = 0xe9;
 
@@ -52,6 +55,8 @@ pub struct Devices {
     /// The level of the 8259As' output as the kernel knows it.
     intr: bool,
     output: Vec<u8>,
+    /// What was typed, and the serial port had no room for.
+    typed: VecDeque<u8>,
 }
 
 impl Devices {
@@ -97,6 +102,7 @@ impl Devices {
             has_com1: pc.is_some_and(|pc| pc.ports.com1),
             intr: false,
             output: Vec::new(),
+            typed: VecDeque::new(),
         };
         let claimed = event
             .bind(key)
@@ -177,6 +183,11 @@ impl Devices {
             }
             (kind::PORTS, false) if slot.count == 1 => {
                 let value = self.read(slot.address as u16, slot.size, now);
+                if !self.typed.is_empty() {
+                    // There may be room again, and another interrupt.
+                    self.pass_typed();
+                    self.look();
+                }
                 self.slots.answer_word(vcpu, value);
                 value.into()
             }
@@ -268,10 +279,27 @@ impl Devices {
 
     /// Types into the serial port; how many bytes there was room for. `None`: it has none.
     pub fn type_in(&mut self, bytes: &[u8]) -> Option<usize> {
-        let ports = self.ports.as_mut().filter(|_| self.has_com1)?;
-        let taken = ports.type_in(bytes);
+        if !self.has_com1 {
+            return None;
+        }
+        let taken = bytes.len().min(MOST_TYPED.saturating_sub(self.typed.len()));
+        self.typed.extend(bytes.iter().take(taken));
+        self.pass_typed();
         self.look();
         Some(taken)
+    }
+
+    /// Gives the serial port what was typed, as far as it has room.
+    fn pass_typed(&mut self) {
+        let Some(ports) = &mut self.ports else {
+            return;
+        };
+        while let Some(&byte) = self.typed.front() {
+            if ports.type_in(&[byte]) == 0 {
+                return;
+            }
+            self.typed.pop_front();
+        }
     }
 
     /// Presses the power button; whether it has one.
