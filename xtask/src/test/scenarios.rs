@@ -206,14 +206,14 @@ const LINUX_SHELL: &[Step<'static>] = &[
     Step::Keys("echo $((6*7)) is the answer\r"),
     Step::Expect("42 is the answer"),
     Step::Keys("reboot -f\r"),
-    Step::Expect("linux ended: reset"),
-    Step::Keys("\x1d"),
-    Step::Expect("left the console of linux"),
+    Step::Expect("linux is gone"),
     Step::Type("console linux"),
     Step::Expect("plinth-init: ready"),
     Step::Keys("poweroff -f\r"),
-    Step::Expect("linux ended: powered off"),
+    Step::Expect("it has ended: powered off"),
+    // Ctrl-] leaves the console.
     Step::Keys("\x1d"),
+    Step::Expect("linux ended: powered off"),
     Step::Type("list"),
     Step::Type("shutdown 0"),
 ];

@@ -560,7 +560,9 @@ fn after(control: &Control, number: u32, ending: &Ending) {
                     machine.on_end.0
                 }
             }),
-            config.is_none_or(|machine| machine.expect.0.matches(ending)),
+            // Who resets its machine wants it to start again.
+            guest.power == Some(Power::Reset)
+                || config.is_none_or(|machine| machine.expect.0.matches(ending)),
         )
     }) else {
         return;
