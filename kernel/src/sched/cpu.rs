@@ -339,12 +339,15 @@ impl<V: Vendor> Sched<V> {
                 let mut queue = state.queue.lock();
                 (queue.has_boosted(), queue.next())
             };
-            let Some(place) = next else {
-                if !self.take_from_another(state, 0) {
-                    return None;
+            // What is taken from another CPU runs at once. By way of this CPU's queue the other one, which has nothing to do now,
+            // could take it back before it ran, and so on for ever.
+            let place = match next {
+                Some(place) => place,
+                None => {
+                    let place = self.take_from_another(state, 0)?;
+                    now = time::tsc();
+                    place
                 }
-                now = time::tsc();
-                continue;
             };
             if let Some(slice) = self.take(state, &place, boosted, now) {
                 return Some(Turn {
@@ -386,48 +389,43 @@ impl<V: Vendor> Sched<V> {
         Some(entity.slice(now, &self.units))
     }
 
-    /// Takes a vCPU from the CPU with the highest load, if that is above `least`; whether it could.
-    fn take_from_another(&self, state: &CpuState<V>, least: u64) -> bool {
-        let busiest = self
-            .cpus
-            .iter()
-            .filter(|other| other.cpu.id != state.cpu.id)
-            .max_by_key(|other| other.load.load(Ordering::Relaxed))
-            .filter(|other| other.load.load(Ordering::Relaxed) > least);
-        let Some(other) = busiest else {
-            return false;
-        };
-        let given = other.queue.lock().give_away();
-        let Some(place) = given else {
-            return false;
-        };
-        other.load.fetch_sub(place.weight, Ordering::Relaxed);
-        let mut entity = place.vcpu.entity.lock();
-        if entity.activity == Activity::Ready && entity.ticket == place.ticket {
-            trace::record(
-                Kind::STEAL,
-                place.vcpu.domain.number,
-                place.vcpu.index,
-                entity.cpu,
-            );
-            entity.cpu = state.cpu.id;
-            entity.migrations += 1;
-            state.load.fetch_add(place.weight, Ordering::Relaxed);
-            let vcpu = place.vcpu.clone();
-            state
-                .queue
-                .lock()
-                .add(Place { vcpu, ..place }, Position::Back);
+    /// Takes a vCPU from the CPU with the highest load, if that is above `least`. It belongs to this CPU then, and is in no queue.
+    fn take_from_another(&self, state: &CpuState<V>, least: u64) -> Option<Place<Ref<Vcpu<V>>>> {
+        loop {
+            let other = self
+                .cpus
+                .iter()
+                .filter(|other| other.cpu.id != state.cpu.id)
+                .max_by_key(|other| other.load.load(Ordering::Relaxed))
+                .filter(|other| other.load.load(Ordering::Relaxed) > least)?;
+            let given = other.queue.lock().give_away();
+            let place = given?;
+            other.load.fetch_sub(place.weight, Ordering::Relaxed);
+            let mut entity = place.vcpu.entity.lock();
+            if entity.activity == Activity::Ready && entity.ticket == place.ticket {
+                trace::record(
+                    Kind::STEAL,
+                    place.vcpu.domain.number,
+                    place.vcpu.index,
+                    entity.cpu,
+                );
+                entity.cpu = state.cpu.id;
+                entity.migrations += 1;
+                state.load.fetch_add(place.weight, Ordering::Relaxed);
+                drop(entity);
+                return Some(place);
+            }
         }
-        true
     }
 
     /// Takes a vCPU from a CPU that has more to do. Where the difference is less than that vCPU, the other takes one back
     /// next time: all get the same share in the end.
     fn even_out(&self, state: &CpuState<V>) {
         let mine = state.load.load(Ordering::Relaxed);
-        if mine != 0 {
-            self.take_from_another(state, mine);
+        if mine != 0
+            && let Some(place) = self.take_from_another(state, mine)
+        {
+            state.queue.lock().add(place, Position::Back);
         }
     }
 }
