@@ -16,7 +16,7 @@ use plinth_testkit::pc::{self as ops, Op, Pc};
 
 use crate::child::{Child, Plan, Temporary, config, spin};
 use crate::devices::Served;
-use crate::kit::{MS, Must, raw, refused, refuses, sleep, until};
+use crate::kit::{MS, Must, event, raw, refused, refuses, sleep, until};
 
 tests!("pc":
     create,
@@ -36,6 +36,7 @@ tests!("pc":
     waits_for_a_start_up_alone,
     halts_with_two_vcpus,
     halt_that_an_nmi_ends,
+    event_bound_to_a_vector,
 );
 
 /// MSRs.
@@ -396,6 +397,33 @@ fn halts_with_two_vcpus() -> Outcome {
     pc.set_word(ops::cell(0), 1)?;
     pc.ends(Reason::HALTED)?;
     Ok(())
+}
+
+/// It is an interrupt like others: it ends HLT, and has a priority.
+fn event_bound_to_a_vector() -> Outcome {
+    let script = [
+        to_x2apic(),
+        enable(),
+        ops::sti_hlt(),
+        ops::get(ops::counter(0, 0x41)).gives(1),
+        ops::wrmsr(x2(TPR), 0x40),
+        ops::spin_until(ops::cell(0), 1),
+        ops::get(ops::counter(0, 0x41)).gives(1),
+        ops::wrmsr(x2(TPR), 0),
+        ops::get(ops::counter(0, 0x41)).gives(2),
+        ops::end(),
+    ];
+    let pc = Pc::running(&[&script])?;
+    let event = event()?;
+    event.bind_vector(pc.vcpu(0), 0x41).must("bind")?;
+    pc.until_done(0, 1)?;
+    until_blocked(&pc, 0)?;
+    event.signal().must("signal")?;
+    pc.until_done(0, 4)?;
+    event.signal().must("signal")?;
+    pc.set_word(ops::cell(0), 1)?;
+    pc.ends_with(0)?;
+    pc.gave(0, &script)
 }
 
 /// A vCPU that halts with RFLAGS.IF clear has not halted for good as long as another one runs.

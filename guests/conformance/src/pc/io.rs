@@ -13,7 +13,7 @@ use super::{
 };
 use crate::child::Child;
 use crate::devices::{Served, access};
-use crate::kit::{MS, Must, sleep};
+use crate::kit::{MS, Must, sleep, until};
 
 tests!("pc_io":
     registers,
@@ -32,6 +32,7 @@ tests!("pc_io":
     level_ends_by_the_register,
     level_ends_in_memory,
     level_made_an_edge_forgets,
+    level_while_disabled,
     message,
     message_to_the_second,
     message_logical,
@@ -327,9 +328,11 @@ fn level_until_deasserted() -> Outcome {
         }
         set(&pc, false)?;
         // One that was accepted before that may still be on its way.
-        sleep(MS);
-        let count = pc.word(counter(0, VECTOR))?;
-        stays(&pc, 0, count)?;
+        until("no more interrupts", || {
+            let before = pc.word(interrupts(0))?;
+            sleep(2 * MS);
+            Ok(pc.word(interrupts(0))? == before)
+        })?;
     }
     Ok(())
 }
@@ -488,6 +491,40 @@ fn level_made_an_edge_forgets() -> Outcome {
     pc.gave(0, &script)
 }
 
+/// What no local APIC takes waits, until the line is told again or the entry is written.
+fn level_while_disabled() -> Outcome {
+    let vector = u64::from(VECTOR);
+    let pending = 1 << 12;
+    let script = routed(
+        LEVEL | vector,
+        [
+            put(ending(0), Ending::Script as u64),
+            wrmsr(x2(SVR), 0xff),
+            sti(),
+            spin_until(cell(0), 1),
+            read(4, WINDOW).gives(LEVEL | pending | vector),
+            enable(),
+            write(4, WINDOW, LEVEL | vector),
+            get(interrupts(0)).gives(1),
+            read(4, WINDOW).gives(LEVEL | REMOTE_IRR | vector),
+            wrmsr(x2(SVR), 0xff),
+            wrmsr(x2(EOI), 0),
+            read(4, WINDOW).gives(LEVEL | pending | vector),
+            enable(),
+            put(cell(1), 1),
+            spin_until(interrupts(0), 2),
+            end(),
+        ],
+    );
+    let pc = at(&[&script], 8)?;
+    set(&pc, true)?;
+    pc.set_word(cell(0), 1)?;
+    pc.until_word(cell(1), 1)?;
+    set(&pc, true)?;
+    pc.ends_with(0)?;
+    pc.gave(0, &script)
+}
+
 fn message() -> Outcome {
     let pc = at(&[&[to_x2apic(), enable(), sti(), spin()]], 2)?;
     for (count, data) in (1..).zip([0x41, 0x4042, 0xc043]) {
@@ -583,7 +620,7 @@ fn message_of_lowest_priority() -> Outcome {
         (0xfee0_300c, 0x41),
     ]) {
         pc.domain.send_msi(address, data).must("message")?;
-        crate::kit::until("an interrupt of one of them", || {
+        until("an interrupt of one of them", || {
             Ok(pc.word(interrupts(0))? + pc.word(interrupts(1))? >= count)
         })?;
     }
