@@ -52,14 +52,27 @@ pub struct Guest {
     pub elf: PathBuf,
     /// What machine it wants: its `machine.toml`, if it has one.
     pub machine: Option<PathBuf>,
+    /// More that goes into the image for it, its `files/*`, sorted.
+    pub files: Vec<PathBuf>,
 }
 
 impl Guest {
     fn new(name: &str, elf: PathBuf, directory: &Path) -> Self {
+        // A guest without such a directory has no files.
+        let entries = fs::read_dir(directory.join("files"));
+        let mut files: Vec<_> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file())
+            .collect();
+        files.sort();
         Self {
             name: name.to_owned(),
             elf,
             machine: Some(directory.join("machine.toml")).filter(|file| file.is_file()),
+            files,
         }
     }
 }
@@ -161,4 +174,23 @@ fn compile(
 /// Reads a file that the build made.
 pub fn read(path: &Path) -> Result<Vec<u8>, BuildError> {
     fs::read(path).map_err(|error| BuildError::Missing(path.to_path_buf(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_may_have_files() {
+        let parent = tempfile::tempdir().unwrap();
+        let guest = || Guest::new("g", "elf".into(), parent.path());
+        assert!(guest().machine.is_none() && guest().files.is_empty());
+        let files = parent.path().join("files");
+        fs::create_dir_all(files.join("directory")).unwrap();
+        for name in ["machine.toml", "files/b", "files/a"] {
+            fs::write(parent.path().join(name), "").unwrap();
+        }
+        assert_eq!(guest().machine, Some(parent.path().join("machine.toml")));
+        assert_eq!(guest().files, [files.join("a"), files.join("b")]);
+    }
 }

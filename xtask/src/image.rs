@@ -1,8 +1,8 @@
 //! Writes the bootable disk image: the loader, the kernel, and the archive of modules.
 //!
 //! In the archive are `cmdline`, the kernel's command line; `guests/NAME`, the guests' executables; `machines/NAME.toml` of
-//! those that say what machine they want, which the control guest reads; and, where Linux is wanted, `linux/vmlinuz`,
-//! `linux/initrd` and the like.
+//! those that say what machine they want, which the control guest reads; `NAME/FILE`, what is in `guests/NAME/files`, such as
+//! modules that the machine file names; and, where Linux is wanted, `linux/vmlinuz`, `linux/initrd` and the like.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use plinth_bootimage::{Contents, ImageError, ModuleArchive};
 use crate::compile::{self, Build, BuildError, Guest};
 use crate::linux;
 use crate::provision::Permission;
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -112,13 +112,25 @@ pub fn write(
         let others = names.iter().copied().filter(|name| !is_linux(name));
         others.collect()
     });
-    for Guest { name, elf, machine } in select(&build.guests, root, others.as_deref())? {
+    for guest in select(&build.guests, root, others.as_deref())? {
+        let Guest {
+            name,
+            elf,
+            machine,
+            files,
+        } = guest;
         archive
             .add(&format!("guests/{name}"), &compile::read(elf)?)
             .map_err(failed)?;
         if let Some(machine) = machine {
             archive
                 .add(&format!("machines/{name}.toml"), &compile::read(machine)?)
+                .map_err(failed)?;
+        }
+        for file in files {
+            let entry = workspace::name(file).unwrap_or_default();
+            archive
+                .add(&format!("{name}/{entry}"), &compile::read(file)?)
                 .map_err(failed)?;
         }
     }
@@ -179,6 +191,7 @@ mod tests {
             name: name.into(),
             elf: Path::new("/").join(name),
             machine: None,
+            files: vec![],
         }
     }
 
@@ -236,20 +249,21 @@ mod tests {
     fn an_image_holds_what_was_built() {
         let directory = tempfile::tempdir().unwrap();
         let place = |name: &str| directory.path().join(name);
-        for name in ["loader", "kernel", "control", "hello", "machine"] {
+        for name in ["loader", "kernel", "control", "hello", "machine", "module"] {
             std::fs::write(place(name), format!("this is {name}")).unwrap();
         }
-        let guest = |name: &str, machine| Guest {
+        let guest = |name: &str, machine, files| Guest {
             name: name.into(),
             elf: place(name),
             machine,
+            files,
         };
         let build = Build {
             loader: place("loader"),
             kernel: place("kernel"),
             guests: vec![
-                guest("control", None),
-                guest("hello", Some(place("machine"))),
+                guest("control", None, vec![]),
+                guest("hello", Some(place("machine")), vec![place("module")]),
             ],
         };
         let image = place("image");
@@ -285,6 +299,8 @@ mod tests {
             "guests/hello",
             "guests/control",
             "machines/hello.toml",
+            "hello/module",
+            "this is module",
             "linux/vmlinuz",
             "this is vmlinuz",
             "linux/initrd",
