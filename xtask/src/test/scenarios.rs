@@ -393,6 +393,26 @@ pub static ALL: &[Scenario] = &[
         ],
         ..DEFAULT
     },
+    // Kernels for a PC that know nothing of Plinth: two check what the loader hands them, one works with the old devices.
+    Scenario {
+        name: "pc",
+        command_line: "guests=pvh,multiboot,legacy",
+        guests: Some(&["pvh", "multiboot", "legacy"]),
+        suites: &["pvh", "multiboot", "legacy"],
+        expectations: &[
+            never("no-panic", "panic at"),
+            has(
+                "all-as-expected",
+                "all guests have ended, 0 of them otherwise than expected",
+            ),
+            matches(
+                "pvh-ends-by-the-exit-port",
+                r"^pvh ended: exit port, status 0",
+            ),
+            matches("legacy-ends-by-acpi", r"^legacy ended: powered off"),
+        ],
+        ..DEFAULT
+    },
     // One CPU for two guests: the one that never yields must not keep the other from its end.
     Scenario {
         name: "one-cpu",
