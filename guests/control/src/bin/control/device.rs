@@ -57,6 +57,8 @@ pub struct Devices {
     output: Vec<u8>,
     /// What was typed, and the serial port had no room for.
     typed: VecDeque<u8>,
+    /// What the domain wants of its machine.
+    power: Option<Power>,
 }
 
 impl Devices {
@@ -103,6 +105,7 @@ impl Devices {
             intr: false,
             output: Vec::new(),
             typed: VecDeque::new(),
+            power: None,
         };
         let claimed = event
             .bind(key)
@@ -208,8 +211,11 @@ impl Devices {
         };
         // The lines first: who has lowered one must not find it high when it goes on.
         self.tell_lines();
-        // A domain that has ended meanwhile waits for nothing.
-        let _ = self.domain.complete(vcpu, value);
+        // Who has switched the machine off does not get to the next instruction: that may be a HLT, which would be another end.
+        if self.power.is_none() {
+            // A domain that has ended meanwhile waits for nothing.
+            let _ = self.domain.complete(vcpu, value);
+        }
         is_timed
     }
 
@@ -226,6 +232,7 @@ impl Devices {
             _ if self.debug_console && port == DEBUG_CONSOLE => self.output.push(value as u8),
             Some(ports) => {
                 ports.write(port, size, value, now);
+                self.power = self.power.or(ports.take_power());
             }
             None => {}
         }
@@ -272,9 +279,9 @@ impl Devices {
         output
     }
 
-    /// What the domain wants of its machine.
-    pub fn take_power(&mut self) -> Option<Power> {
-        self.ports.as_mut()?.take_power()
+    /// What the domain wants of its machine. Its vCPUs wait from then on: it has to be ended.
+    pub const fn power(&self) -> Option<Power> {
+        self.power
     }
 
     /// Types into the serial port; how many bytes there was room for. `None`: it has none.

@@ -155,7 +155,7 @@ impl Guest {
             return Served::default();
         };
         let moved = devices.serve();
-        let (output, power) = (devices.take_output(), devices.take_power());
+        let (output, power) = (devices.take_output(), devices.power());
         if !output.is_empty() {
             self.keep(&output);
         }
