@@ -37,18 +37,29 @@ pub enum Next {
     End,
 }
 
-/// Serves an exit, and says which counter it belongs to.
+/// Serves an exit, and counts it. Also, whether the host's interrupts have to be taken before the guest is entered again.
 #[inline(always)]
-pub fn handle<V: Vendor>(
-    vcpu: &mut Context<V>,
-    run: &mut Run<'_, V>,
-    exit: Exit,
-) -> (Counter, Next) {
+pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (Next, bool) {
     match exit {
-        Exit::Host => (Counter::Host, Next::Resume),
-        Exit::Hypercall => (Counter::Hypercall, hypercall::handle(vcpu, run)),
-        Exit::Cpuid => (Counter::Cpuid, cpuid::handle(vcpu)),
-        other => rare(vcpu, run, other),
+        Exit::Host => {
+            vcpu.counters.bump(Counter::Host);
+            (Next::Resume, true)
+        }
+        Exit::Hypercall => {
+            vcpu.counters.bump(Counter::Hypercall);
+            (hypercall::handle(vcpu, run), false)
+        }
+        Exit::Cpuid => {
+            vcpu.counters.bump(Counter::Cpuid);
+            (cpuid::handle(vcpu), false)
+        }
+        other => {
+            let (counter, next) = rare(vcpu, run, other);
+            vcpu.counters.bump(counter);
+            // An exception may be raised again by its own delivery, at every entry anew (CVE-2015-5307, CVE-2015-8104): that
+            // comes before any interrupt could end the run.
+            (next, counter == Counter::Exception)
+        }
     }
 }
 
@@ -56,7 +67,9 @@ pub fn handle<V: Vendor>(
 #[inline(never)]
 fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (Counter, Next) {
     match exit {
-        Exit::Host | Exit::Hypercall | Exit::Cpuid => handle(vcpu, run, exit),
+        Exit::Host => (Counter::Host, Next::Resume),
+        Exit::Hypercall => (Counter::Hypercall, hypercall::handle(vcpu, run)),
+        Exit::Cpuid => (Counter::Cpuid, cpuid::handle(vcpu)),
         Exit::Halt => (Counter::Halt, halt(vcpu)),
         Exit::Pause => (Counter::Pause, instruction::skip_and(vcpu, Next::Yield)),
         Exit::Io(access) => (Counter::Io, io::handle(vcpu, run, access)),

@@ -14,7 +14,7 @@ use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
 use crate::rules::cr::{self, is_pae_paging};
 use crate::rules::msr::MsrState;
-use crate::trace::{Counter, Counters};
+use crate::trace::Counters;
 use crate::virt::{BadState, Event, Vcpu as _, Vendor};
 
 /// The state of a guest's CPU.
@@ -558,13 +558,10 @@ impl<V: Vendor> Context<V> {
                 return Stop::Pending;
             }
             let exit = self.hw.run(run.hardware);
-            let (counter, next) = exit::handle(self, run, exit);
-            self.counters.bump(counter);
-            if matches!(counter, Counter::Host | Counter::Exception) {
+            let (next, window) = exit::handle(self, run, exit);
+            if window {
                 // The interrupt that ended the run is still pending: it is taken here, through the host's IDT. A slice
-                // that the preemption timer ended may have left none. An exception may be raised again by its own
-                // delivery, at every entry anew (CVE-2015-5307, CVE-2015-8104): that comes before any interrupt could end
-                // the run, so the host's have to be taken here too.
+                // that the preemption timer ended may have left none.
                 trap::interrupt_window();
                 let now = time::tsc();
                 if now >= deadline {

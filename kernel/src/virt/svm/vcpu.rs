@@ -267,6 +267,22 @@ impl SvmVcpu {
         self.changes |= Changes::EVENT;
     }
 
+    /// The length of an instruction, if the next one is there. What is no length is none: RIP wrapped, or the CPU left the
+    /// field alone.
+    #[inline(always)]
+    fn length_to(&self, next: u64) -> Option<u8> {
+        match next.wrapping_sub(self.vmcb.save.rip) {
+            length @ 1..=15 => Some(length as u8),
+            _ => None,
+        }
+    }
+
+    /// Of IN and OUT every CPU tells where the next instruction is (APM2 15.10.2).
+    #[inline(never)]
+    fn length_of_io(&self) -> Option<u8> {
+        self.length_to(self.vmcb.control.exit_info2)
+    }
+
     fn load_tsc_aux(&self) {
         if self.identity.has_tsc_aux() {
             // SAFETY: the host does not use this register.
@@ -536,19 +552,13 @@ impl Vcpu<Svm> for SvmVcpu {
 
     #[inline(always)]
     fn instruction_length(&self) -> Option<u8> {
-        let control = &self.vmcb.control;
-        let next = if self.identity.features.contains(Features::NRIP_SAVE) {
-            control.next_rip
-        } else if control.exit_code == ExitCode::IOIO {
-            control.exit_info2
-        } else {
-            return None;
-        };
-        // What is no length of an instruction is none: RIP wrapped, or the CPU left the field alone.
-        match next.wrapping_sub(self.vmcb.save.rip) {
-            length @ 1..=15 => Some(length as u8),
-            _ => None,
+        if self.identity.features.contains(Features::NRIP_SAVE) {
+            return self.length_to(self.vmcb.control.next_rip);
         }
+        if self.vmcb.control.exit_code == ExitCode::IOIO {
+            return self.length_of_io();
+        }
+        None
     }
 
     #[inline(always)]
