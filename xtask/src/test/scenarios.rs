@@ -293,7 +293,6 @@ pub static ALL: &[Scenario] = &[
                 &[
                     "42 is the answer",
                     "linux ended: reset",
-                    "it is restarted",
                     "linux ended: powered off",
                 ],
             ),
