@@ -3,7 +3,8 @@
 //! Neither can be read. But a CPU that changes from CPL 3 to CPL 0 finds its stack in the TSS (RSP0 at offset 4), and at CPL 3 it
 //! looks there for the permission of an I/O instruction (the map's offset, at 0x66; SDM vol. 1 19.5.2): if the stack at address 4 is
 //! taken, the base is 0; if a port is refused that a permission map behind 0x67 allows, the TSS ends there, and if it ended
-//! before, the stack would not be found.
+//! before, the stack would not be found. (QEMU 7.2 refuses ports to CPL 3 whatever an entered guest's TSS says, for it knows busy ones by
+//! LTR only: a limit that is too high is found on the others.)
 
 #![allow(unsafe_code, reason = "goes to CPL 3 and comes back by an exception")]
 

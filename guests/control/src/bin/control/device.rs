@@ -267,7 +267,10 @@ impl Devices {
 
     /// When to look again, in nanoseconds of the clock.
     pub fn next_event(&mut self) -> Option<u64> {
-        self.ports.as_mut()?.next_event(hypercall::clock())
+        let next = self.ports.as_mut()?.next_event(hypercall::clock());
+        // To look at the time may move lines.
+        self.tell_lines();
+        next
     }
 
     /// What the domain wrote to its consoles.
