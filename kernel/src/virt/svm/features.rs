@@ -221,12 +221,12 @@ const OPTIONAL: [(Features, &str, &str); 12] = [
     (
         Features::AVIC,
         "AVIC",
-        "not needed: guests have no local APIC yet",
+        "guests' local APICs are served in software",
     ),
     (
         Features::X2AVIC,
         "x2AVIC",
-        "not needed: guests have no local APIC yet",
+        "guests' local APICs are served in software",
     ),
     (
         Features::VIRTUAL_GIF,

@@ -346,7 +346,7 @@ pub fn table(registers: &Registers) -> Capabilities {
         row(
             "posted interrupts",
             pin(PinControls::POSTED_INTERRUPTS),
-            "not needed: guests have no local APIC yet",
+            "guests' local APICs are served in software",
         ),
         row(
             "page-modification log",
