@@ -593,7 +593,7 @@ fn start_up_in_xapic_mode() -> Outcome {
 
 /// A vCPU that runs ignores it; it does not start it after a later INIT either.
 fn second_start_up_is_ignored() -> Outcome {
-    with_a_second(&[
+    let script = [
         to_x2apic(),
         send(1, START_UP | page(REAL)),
         spin_until(COUNT, 1),
@@ -605,13 +605,18 @@ fn second_start_up_is_ignored() -> Outcome {
         spin_until(COUNT, 100),
         get(OTHER_COUNT).gives(0),
         send(1, INIT),
-        delay(300_000),
+        spin_until(cell(6), 1),
         get(OTHER_COUNT).gives(0),
         send(1, START_UP | page(REAL_2)),
         spin_until(OTHER_COUNT, 1),
         end(),
-    ])
-    .map(drop)
+    ];
+    let pc = started_with_a_second(&script)?;
+    pc.until_done(0, 9)?;
+    until_blocked(&pc, 1)?;
+    pc.set_word(cell(6), 1)?;
+    pc.ends_with(0)?;
+    pc.gave(0, &script)
 }
 
 fn init_stops_it() -> Outcome {
