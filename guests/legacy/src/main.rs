@@ -12,7 +12,6 @@
 
 mod apic;
 mod clock;
-mod entry;
 mod irq;
 mod pic;
 mod pit;
@@ -25,6 +24,7 @@ use plinth_pc::state::state;
 use plinth_pc::{Outcome, Why, check, memory, ports, power};
 
 plinth_pc::start!(main, all_segments: false);
+plinth_pc::pvh_note!();
 
 fn main() -> u32 {
     let failed = plinth_pc::suite!(

@@ -28,10 +28,10 @@ pub mod map;
 pub mod memory;
 pub mod ports;
 pub mod power;
-mod single;
 pub mod start;
 pub mod state;
 pub mod suite;
 pub mod trap;
 
-pub use suite::{Outcome, Why};
+pub(crate) use plinth_common::Local;
+pub use plinth_common::{Outcome, Why, check, check_eq};

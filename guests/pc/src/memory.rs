@@ -4,7 +4,7 @@
 
 use zerocopy::FromBytes;
 
-use crate::suite::Outcome;
+use crate::Outcome;
 use crate::{Why, check};
 
 /// The end of what is mapped.

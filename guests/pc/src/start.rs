@@ -29,6 +29,25 @@ macro_rules! start {
     };
 }
 
+/// Puts the note into the guest by which a boot loader knows that it has a PVH entry, and where:
+/// `ELFNOTE(Xen, XEN_ELFNOTE_PHYS32_ENTRY, ...)`.
+#[macro_export]
+macro_rules! pvh_note {
+    () => {
+        core::arch::global_asm!(
+            ".section .note.xen, \"a\", @note",
+            ".balign 4",
+            // Lengths of name and descriptor, the type (XEN_ELFNOTE_PHYS32_ENTRY), the name, the descriptor.
+            ".long 4",
+            ".long 4",
+            ".long 18",
+            ".asciz \"Xen\"",
+            ".long start32",
+            ".text",
+        );
+    };
+}
+
 unsafe extern "Rust" {
     /// Defined by [`crate::start!`].
     safe fn plinth_pc_main() -> u32;

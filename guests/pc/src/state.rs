@@ -1,6 +1,6 @@
 //! The state of the CPU in which the boot loader entered the kernel, as the entry code noted it.
 
-use crate::single::Single;
+use crate::Local;
 use crate::{Outcome, check, check_eq};
 
 /// What the entry code notes. It knows the offsets.
@@ -30,7 +30,7 @@ pub struct State {
 /// The segment registers in the order of [`State`]'s bits.
 pub const SEGMENTS: [&str; 6] = ["CS", "DS", "ES", "SS", "FS", "GS"];
 
-pub(crate) static STATE: Single<State> = Single::new(State {
+pub(crate) static STATE: Local<State> = Local::new(State {
     eax: 0,
     ebx: 0,
     cr0: 0,
@@ -70,7 +70,7 @@ pub fn segments_are_flat(wanted: u32) -> Outcome {
 
 /// Whether address line 20 is on: what is written to the second MiB does not appear in the first.
 pub fn a20_is_on() -> Outcome {
-    static CELL: Single<u32> = Single::new(0);
+    static CELL: Local<u32> = Local::new(0);
     const LINE: u64 = 1 << 20;
     let address = &raw const CELL as u64;
     check!(address & LINE != 0, "the kernel is not in an odd MiB");

@@ -4,7 +4,7 @@
 
 use core::arch::{asm, global_asm};
 
-use crate::single::Single;
+use crate::Local;
 use crate::{power, println};
 
 /// Exit status of a guest that took an exception nobody waited for.
@@ -43,12 +43,12 @@ pub struct Frame {
 /// Looks at an interrupt; false: it is not for it.
 pub type Handler = fn(&mut Frame) -> bool;
 
-static HANDLER: Single<Option<Handler>> = Single::new(None);
+static HANDLER: Local<Option<Handler>> = Local::new(None);
 
 /// Vectors that have a gate.
 const VECTORS: usize = 256;
 const GATE: [u64; 2] = [0; 2];
-static TABLE: Single<[[u64; 2]; VECTORS]> = Single::new([GATE; VECTORS]);
+static TABLE: Local<[[u64; 2]; VECTORS]> = Local::new([GATE; VECTORS]);
 
 global_asm!(
     ".globl plinth_pc_stubs",

@@ -8,7 +8,6 @@
     reason = "without a heap a failure travels by value"
 )]
 
-mod entry;
 mod info;
 mod task;
 
@@ -19,6 +18,7 @@ use plinth_pc::{Outcome, Why, acpi, check, check_eq, machine_file, memory};
 use crate::info::{MemoryEntry, ModuleEntry, StartInfo};
 
 plinth_pc::start!(main, all_segments: false);
+plinth_pc::pvh_note!();
 
 const MACHINE: &str = include_str!("../machine.toml");
 

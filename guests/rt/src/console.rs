@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use crate::local::Local;
+use crate::Local;
 use crate::{hypercall, suite, trap};
 
 const LINE: usize = 240;

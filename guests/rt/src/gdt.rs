@@ -8,8 +8,8 @@
 
 use core::arch::asm;
 
+use crate::Local;
 use crate::cpu::{self, TablePointer};
-use crate::local::Local;
 
 /// Selectors in the table.
 pub mod selector {

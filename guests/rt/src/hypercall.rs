@@ -6,8 +6,8 @@ use core::arch::asm;
 
 use plinth_abi::{Call, Status};
 
+use crate::Local;
 use crate::cpu;
-use crate::local::Local;
 
 static VMMCALL: Local<bool> = Local::new(false);
 

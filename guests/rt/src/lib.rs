@@ -29,7 +29,6 @@ pub mod console;
 pub mod cpu;
 pub mod gdt;
 pub mod hypercall;
-mod local;
 pub mod object;
 pub mod paging;
 pub mod scratch;
@@ -39,6 +38,8 @@ pub mod suite;
 pub mod trap;
 
 pub use plinth_abi as abi;
+pub(crate) use plinth_common::Local;
+pub use plinth_common::{check, check_eq};
 pub use scratch::Scratch;
 pub use snippet::Snippet;
 pub use start::{ram_size, start_info};

@@ -3,8 +3,8 @@
 
 #![allow(unsafe_code, reason = "editing the page tables that are in use")]
 
+use crate::Local;
 use crate::cpu;
-use crate::local::Local;
 
 /// Entry bits (SDM vol. 3 table 5-20).
 #[expect(missing_docs, reason = "the bits' names are their documentation")]

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "memory that the compiler must not reason about")]
 
-use crate::local::Local;
+use crate::Local;
 
 #[repr(C, align(4096))]
 struct Bytes<const SIZE: usize>([u8; SIZE]);

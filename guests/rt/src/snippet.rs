@@ -11,7 +11,7 @@
 
 use core::arch::global_asm;
 
-use crate::local::Local;
+use crate::Local;
 use crate::trap::{self, Gprs, Trap, vector};
 use crate::{gdt, paging};
 

@@ -5,7 +5,7 @@
 use plinth_abi::StartInfo;
 use plinth_abi::system::START_MAGIC;
 
-use crate::local::Local;
+use crate::Local;
 use crate::{gdt, hypercall, trap};
 
 core::arch::global_asm!(

@@ -11,8 +11,8 @@
 use core::arch::{asm, global_asm};
 use core::fmt;
 
+use crate::Local;
 use crate::cpu::{self, TablePointer};
-use crate::local::Local;
 use crate::{gdt, hypercall, println};
 
 /// Vectors of the exceptions (SDM vol. 3 table 7-1), and two of the runtime's own.

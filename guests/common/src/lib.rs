@@ -1,0 +1,13 @@
+//! What the runtimes of guests have in common, whatever starts them: statics of a guest with one CPU, and how tests fail.
+
+#![no_std]
+#![allow(
+    clippy::result_large_err,
+    reason = "without a heap a failure travels by value"
+)]
+
+mod local;
+mod why;
+
+pub use local::Local;
+pub use why::{Outcome, Test, Why};
