@@ -204,27 +204,8 @@ impl VcpuState {
     /// The state in which a 64-bit Plinth guest starts: long mode, flat segments, paging by the tables at `cr3`, interrupts
     /// off, `entry` in RIP and `stack` in RSP.
     pub const fn long_mode(entry: u64, stack: u64, cr3: u64) -> Self {
-        let data = Segment {
-            selector: 0x10,
-            attributes: Segment::DATA,
-            limit: u32::MAX,
-            base: 0,
-        };
-        let mut state = Self::RESET;
-        state.rdx = 0;
-        state.rip = entry;
+        let mut state = Self::flat(entry, Segment::CODE64);
         state.rsp = stack;
-        state.cs = Segment {
-            selector: 8,
-            attributes: Segment::CODE64,
-            limit: u32::MAX,
-            base: 0,
-        };
-        state.ss = data;
-        state.ds = data;
-        state.es = data;
-        state.fs = data;
-        state.gs = data;
         state.cr0 = 0x8001_0033; // PG WP NE ET MP PE
         state.cr3 = cr3;
         state.cr4 = 0x620; // PAE OSFXSR OSXMMEXCPT
@@ -236,6 +217,16 @@ impl VcpuState {
     /// without paging, flat segments, interrupts off, `entry` in RIP. There is neither a stack nor a valid GDT: the entered
     /// code brings its own before it loads a segment register.
     pub const fn protected_mode(entry: u32) -> Self {
+        let mut state = Self::flat(entry as u64, Segment::CODE32);
+        // PVH asks for a busy TSS without an I/O bitmap.
+        state.tr.limit = 0x67;
+        // PVH wants every writable bit clear but PE; ET reads as 1 on every CPU.
+        state.cr0 = 0x11;
+        state
+    }
+
+    /// The state after reset, but for flat segments with the code segment's attributes, and `entry` in RIP.
+    const fn flat(entry: u64, code: u16) -> Self {
         let data = Segment {
             selector: 0x10,
             attributes: Segment::DATA,
@@ -244,10 +235,10 @@ impl VcpuState {
         };
         let mut state = Self::RESET;
         state.rdx = 0;
-        state.rip = entry as u64;
+        state.rip = entry;
         state.cs = Segment {
             selector: 8,
-            attributes: Segment::CODE32,
+            attributes: code,
             limit: u32::MAX,
             base: 0,
         };
@@ -256,10 +247,6 @@ impl VcpuState {
         state.es = data;
         state.fs = data;
         state.gs = data;
-        // PVH asks for a busy TSS without an I/O bitmap.
-        state.tr.limit = 0x67;
-        // PVH wants every writable bit clear but PE; ET reads as 1 on every CPU.
-        state.cr0 = 0x11;
         state
     }
 }
