@@ -1,6 +1,7 @@
 //! An image of any format.
 
 use core::ops::Range;
+use core::str::FromStr;
 
 use plinth_abi::VcpuState;
 
@@ -49,6 +50,14 @@ impl Format {
     /// The format of that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+}
+
+impl FromStr for Format {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::named(text).ok_or("expected `linux`, `pvh`, `multiboot`, `plinth` or `firmware`")
     }
 }
 

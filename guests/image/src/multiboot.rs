@@ -263,12 +263,9 @@ impl<'a> Multiboot<'a> {
             None => Sections::default(),
         };
         let modules = loading.modules(machine, kernel_end)?;
-        let size = information(machine, &loading.map, &modules, sections, 0)?
-            .0
-            .len();
-        let at = loading.low("the Multiboot information", size)?;
-        let (block, information) = information(machine, &loading.map, &modules, sections, at)?;
-        loading.put(at, block.into_bytes());
+        let information = loading.put_block("the Multiboot information", |map, at| {
+            information(machine, map, &modules, sections, at)
+        })?;
         loading.write(write)?;
         let mut state = VcpuState::protected_mode(self.entry);
         state.rax = ENTRY_MAGIC.into();

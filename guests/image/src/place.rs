@@ -149,6 +149,20 @@ impl<'a> Loading<'a> {
         Ok(places)
     }
 
+    /// Puts what `build` makes for the address where it is to lie, given the memory map; the second value that it gives. What it makes is
+    /// of the same size wherever it lies.
+    pub(crate) fn put_block(
+        &mut self,
+        what: &'static str,
+        build: impl Fn(&[Region], u64) -> Result<(Block, u64), ImageError>,
+    ) -> Result<u64, ImageError> {
+        let size = build(&self.map, 0)?.0.len();
+        let at = self.low(what, size)?;
+        let (block, within) = build(&self.map, at)?;
+        self.put(at, block.into_bytes());
+        Ok(within)
+    }
+
     /// Notes what goes to a place that has been taken.
     pub(crate) fn put(&mut self, at: u64, bytes: impl Into<Cow<'a, [u8]>>) {
         let bytes = bytes.into();

@@ -131,10 +131,9 @@ impl<'a> Pvh<'a> {
         let mut loading = Loading::new(machine);
         let kernel_end = segments::place(&self.loads, &mut loading)?;
         let modules = loading.modules(machine, kernel_end)?;
-        let size = start_info(machine, &loading.map, &modules, 0)?.0.len();
-        let at = loading.low("the start information", size)?;
-        let (block, info) = start_info(machine, &loading.map, &modules, at)?;
-        loading.put(at, block.into_bytes());
+        let info = loading.put_block("the start information", |map, at| {
+            start_info(machine, map, &modules, at)
+        })?;
         loading.write(write)?;
         let mut state = VcpuState::protected_mode(self.entry);
         state.rbx = info;
