@@ -132,6 +132,7 @@ pub(super) fn write_msr<V: Vendor>(
     msr: u32,
     value: u64,
 ) -> Option<Result<(), GeneralProtection>> {
+    vcpu.apic.as_ref()?;
     let now = vcpu.guest_tsc();
     let requests = &run.vcpu.requests;
     let apic: &mut LocalApic = vcpu.apic.as_mut()?;
@@ -142,10 +143,7 @@ pub(super) fn write_msr<V: Vendor>(
         _ => {
             let now = vcpu.now();
             let wall_clock = vcpu.domain.pc.as_ref().map_or(0, |pc| pc.wall_clock);
-            let result = vcpu
-                .clock
-                .write(msr, value, &vcpu.domain, &now, wall_clock)?;
-            return Some(result.map_err(|_| GeneralProtection));
+            return vcpu.clock.write(msr, value, &vcpu.domain, &now, wall_clock);
         }
     };
     Some(effect.map(|effect| follow(vcpu, run, effect)))

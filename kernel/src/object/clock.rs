@@ -3,11 +3,11 @@
 //! The layouts and the MSRs are those of Linux's Documentation/virt/kvm/x86/msr.rst; guests write to an MSR where in their memory
 //! they want to find it. A place that is no memory is not written.
 
-use plinth_abi::Status;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::Domain;
 use crate::mem::Gpa;
+use crate::rules::GeneralProtection;
 use crate::virt::Vendor;
 
 /// MSR_KVM_WALL_CLOCK_NEW: the wall clock is written to this address once.
@@ -90,11 +90,11 @@ impl Clock {
         }
     }
 
-    /// WRMSR by a guest of `domain` whose TSC is `tsc` when the machine's clock is `ns`; `wall_clock`: the Unix time in nanoseconds when
-    /// that was 0. `None`: not one of these.
+    /// WRMSR by a guest of `domain` at the moment `now`; `wall_clock`: the Unix time in nanoseconds when the machine's clock was 0. `None`:
+    /// not one of these.
     ///
     /// # Errors
-    /// `BAD_ARGUMENT`: a reserved bit; #GP for the guest.
+    /// A reserved bit.
     pub fn write<V: Vendor>(
         &mut self,
         msr: u32,
@@ -102,14 +102,14 @@ impl Clock {
         domain: &Domain<V>,
         now: &Now,
         wall_clock: u64,
-    ) -> Option<Result<(), Status>> {
+    ) -> Option<Result<(), GeneralProtection>> {
         match msr {
             MSR_SYSTEM_TIME => {
                 self.system_time = value;
                 self.tell_time(domain, now);
             }
             MSR_STEAL_TIME if value & STEAL_RESERVED != 0 => {
-                return Some(Err(Status::BAD_ARGUMENT));
+                return Some(Err(GeneralProtection));
             }
             MSR_STEAL_TIME => self.steal_time = value,
             MSR_WALL_CLOCK => {

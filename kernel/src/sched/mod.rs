@@ -244,28 +244,25 @@ impl<V: Vendor> Sched<V> {
 
     /// What a blocked vCPU waits for may have come. One that runs will look again before it blocks.
     pub fn wake(&self, vcpu: &Ref<Vcpu<V>>) {
-        let now = time::tsc();
-        let mut entity = vcpu.entity.lock();
-        match entity.activity {
-            Activity::Running => entity.woken = true,
-            Activity::Blocked => self.unblock(vcpu, &mut entity, now, None),
-            _ => {}
-        }
+        self.wake_on(vcpu, None);
     }
 
     /// As [`Sched::wake`], by somebody who is about to leave the calling CPU: that is the next to run what is woken, for to get
     /// another one's attention takes longer.
     pub fn hand_over(&self, vcpu: &Ref<Vcpu<V>>) {
+        self.wake_on(vcpu, self.state(machine::cpu().id));
+    }
+
+    /// Wakes it, on `here` if that is the calling CPU, which it may run on.
+    fn wake_on(&self, vcpu: &Ref<Vcpu<V>>, here: Option<&CpuState<V>>) {
         let now = time::tsc();
         let mut entity = vcpu.entity.lock();
         match entity.activity {
             Activity::Running => entity.woken = true,
             Activity::Blocked => {
-                let here = machine::cpu().id;
-                let here = entity.pin().is_none_or(|pin| pin == here).then_some(here);
-                let here = here.and_then(|here| self.state(here));
-                if let Some(state) = here {
-                    state.handed.store(now, Ordering::Relaxed);
+                let here = here.filter(|here| entity.pin().is_none_or(|pin| pin == here.cpu.id));
+                if let Some(here) = here {
+                    here.handed.store(now, Ordering::Relaxed);
                 }
                 self.unblock(vcpu, &mut entity, now, here);
             }
