@@ -1,5 +1,7 @@
 //! The time of day as a PC's clock (MC146818) has it.
 
+use plinth_devices::rtc::Calendar;
+
 /// The registers that tell the time: seconds, minutes, hours, day of the month, month, year, century, and register B.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Registers {
@@ -52,23 +54,17 @@ impl Registers {
             && (1..=12).contains(&month)
             && short < 100
             && year >= 1970;
-        let seconds = u64::from(hour) * 3600 + u64::from(minute) * 60 + u64::from(second);
-        sound.then(|| days(year, month.into(), day.into()) * 86_400 + seconds)
+        let calendar = Calendar {
+            year: year.into(),
+            month: month.into(),
+            day: day.into(),
+            weekday: 1,
+            hour: hour.into(),
+            minute: minute.into(),
+            second: second.into(),
+        };
+        u64::try_from(calendar.to_seconds()).ok().filter(|_| sound)
     }
-}
-
-/// Days from 1970 on to a date of the Gregorian calendar, 1970 at the earliest.
-fn days(year: u64, month: u64, day: u64) -> u64 {
-    /// Days of the year before each month.
-    const BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-    let is_leap =
-        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let years: u64 = (1970..year)
-        .map(|year| 365 + u64::from(is_leap(year)))
-        .sum();
-    let before = BEFORE.get(month as usize - 1).copied().unwrap_or(0);
-    let leap_day = u64::from(month > 2 && is_leap(year));
-    years + before + leap_day + day - 1
 }
 
 #[cfg(test)]

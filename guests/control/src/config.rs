@@ -43,7 +43,7 @@ pub struct Machine {
     /// The image's path in the archive; empty: `guests/NAME`.
     pub image: String,
     /// What format the image has; it tells by itself, but for raw firmware.
-    pub format: Option<Word<ImageFormat>>,
+    pub format: Option<Word<Format>>,
     /// Path of the initial RAM disk.
     pub initrd: Option<String>,
     /// Paths of modules that a Multiboot or PVH image is given.
@@ -528,20 +528,6 @@ impl FromStr for Platform {
     }
 }
 
-/// What format an image has: one of [`plinth_image::Format`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ImageFormat(pub Format);
-
-impl FromStr for ImageFormat {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Format::named(text)
-            .map(Self)
-            .ok_or("expected `linux`, `pvh`, `multiboot`, `plinth` or `firmware`")
-    }
-}
-
 impl FromStr for Device {
     type Err = &'static str;
 
@@ -639,7 +625,7 @@ mod tests {
                 memory: Memory(512 << 10),
                 vcpus: Bounded(2),
                 image: "guests/other".into(),
-                format: Some(Word(ImageFormat(Format::Multiboot))),
+                format: Some(Word(Format::Multiboot)),
                 initrd: Some("a/initrd".into()),
                 modules: vec!["a/b".into(), "c".into()],
                 platform: Some(Word(Platform::Pc)),

@@ -15,10 +15,11 @@ pub fn single(slot: &Slot) -> Option<u32> {
 
 /// The elements of a write, each as wide as the slot says.
 pub fn elements(slot: &Slot) -> Vec<u32> {
-    let size = width(slot);
-    let mut elements: Vec<u32> = slot
-        .data
-        .chunks(size)
+    if let Some(only) = single(slot) {
+        return alloc::vec![only];
+    }
+    slot.data
+        .chunks(width(slot))
         .take(slot.count as usize)
         .map(|chunk| {
             chunk
@@ -26,12 +27,7 @@ pub fn elements(slot: &Slot) -> Vec<u32> {
                 .rev()
                 .fold(0, |value, &byte| value << 8 | u32::from(byte))
         })
-        .collect();
-    // OUT has its value elsewhere, and zeroes for data; OUTS is the other way round.
-    if let [only] = elements.as_mut_slice() {
-        *only |= slot.value as u32 & mask(size);
-    }
-    elements
+        .collect()
 }
 
 /// How many elements a read wants.

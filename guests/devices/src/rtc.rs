@@ -109,17 +109,21 @@ const DAY: i128 = 86_400;
 
 /// A day of the calendar and a time of that day.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Calendar {
-    year: i128,
+pub struct Calendar {
+    /// Of the Gregorian calendar.
+    pub year: i128,
     /// 1 to 12.
-    month: i128,
+    pub month: i128,
     /// 1 to 31.
-    day: i128,
+    pub day: i128,
     /// 1 is Sunday.
-    weekday: i128,
-    hour: i128,
-    minute: i128,
-    second: i128,
+    pub weekday: i128,
+    /// 0 to 23.
+    pub hour: i128,
+    /// 0 to 59.
+    pub minute: i128,
+    /// 0 to 59.
+    pub second: i128,
 }
 
 /// Days of 400 years, after which the Gregorian calendar repeats itself.
@@ -153,8 +157,8 @@ impl Calendar {
         }
     }
 
-    /// The inverse, for fields that may hold anything: what lies beyond its range is carried over.
-    fn to_seconds(self) -> i128 {
+    /// Seconds from 1970 on, for fields that may hold anything: what lies beyond its range is carried over. The weekday is of no account.
+    pub fn to_seconds(self) -> i128 {
         let months = self.year * 12 + self.month - 1;
         let month = months.rem_euclid(12) + 1;
         let year = months.div_euclid(12) - i128::from(month <= 2);

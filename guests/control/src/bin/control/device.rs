@@ -2,10 +2,10 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use plinth_devices::{Ports, Power, bus};
 use plinth_guest_control::slot::{answer, count, elements, single};
-use plinth_image::FOUR_GIB;
 use plinth_rt::abi::device::{kind, line};
 use plinth_rt::abi::{Claim, Slot, Status};
 use plinth_rt::hypercall;
@@ -32,8 +32,8 @@ pub struct Equipment {
 pub struct Pc {
     /// Those at ports.
     pub ports: bus::Config,
-    /// Where the hole below 4 GiB begins and ends in which no memory is: addresses there read as all ones.
-    pub hole: (u64, u64),
+    /// The hole below 4 GiB in which no memory is: addresses there read as all ones.
+    pub hole: Range<u64>,
 }
 
 /// A domain's devices.
@@ -109,7 +109,7 @@ impl Devices {
         };
         let claimed = event
             .bind(key)
-            .and_then(|()| devices.claim_all(pc.map(|pc| pc.hole)));
+            .and_then(|()| devices.claim_all(pc.map(|pc| &pc.hole)));
         match claimed {
             Ok(()) => Ok(devices),
             Err(why) => {
@@ -119,7 +119,7 @@ impl Devices {
         }
     }
 
-    fn claim_all(&mut self, hole: Option<(u64, u64)>) -> Result<()> {
+    fn claim_all(&mut self, hole: Option<&Range<u64>>) -> Result<()> {
         if self.debug_console {
             self.claim(kind::PORTS, DEBUG_CONSOLE.into(), 1)?;
         }
@@ -127,9 +127,9 @@ impl Devices {
         for range in ranges {
             self.claim(kind::PORTS, range.first.into(), range.length.into())?;
         }
-        if let Some((start, end)) = hole {
+        if let Some(hole) = hole {
             self.claim(kind::ACKNOWLEDGE, 0, 1)?;
-            self.claim(kind::MMIO, start, end - start)?;
+            self.claim(kind::MMIO, hole.start, hole.end - hole.start)?;
         }
         Ok(())
     }
@@ -187,9 +187,8 @@ impl Devices {
             (kind::PORTS, false) if slot.count == 1 => {
                 let value = self.read(slot.address as u16, slot.size, now);
                 if !self.typed.is_empty() {
-                    // There may be room again, and another interrupt.
+                    // There may be room again.
                     self.pass_typed();
-                    self.look();
                 }
                 self.slots.answer_word(vcpu, value);
                 value.into()
@@ -257,15 +256,15 @@ impl Devices {
         }
     }
 
-    /// Time has passed, or somebody typed.
-    pub fn look(&mut self) {
+    /// Looks at the lines, which somebody else than the guest may have moved.
+    fn look(&mut self) {
         if let Some(ports) = &mut self.ports {
             ports.lines(hypercall::clock());
         }
         self.tell_lines();
     }
 
-    /// When to look again, in nanoseconds of the clock.
+    /// Tells what time has brought; when to ask again, in nanoseconds of the clock.
     pub fn next_event(&mut self) -> Option<u64> {
         let next = self.ports.as_mut()?.next_event(hypercall::clock());
         // To look at the time may move lines.
@@ -295,21 +294,20 @@ impl Devices {
         let taken = bytes.len().min(MOST_TYPED.saturating_sub(self.typed.len()));
         self.typed.extend(bytes.iter().take(taken));
         self.pass_typed();
-        self.look();
         Some(taken)
     }
 
-    /// Gives the serial port what was typed, as far as it has room.
+    /// Gives the serial port what was typed, as far as it has room, and tells the interrupt that comes of it.
     fn pass_typed(&mut self) {
         let Some(ports) = &mut self.ports else {
             return;
         };
-        while let Some(&byte) = self.typed.front() {
-            if ports.type_in(&[byte]) == 0 {
-                return;
-            }
+        while let Some(&byte) = self.typed.front()
+            && ports.type_in(&[byte]) != 0
+        {
             self.typed.pop_front();
         }
+        self.look();
     }
 
     /// Presses the power button; whether it has one.
@@ -332,9 +330,4 @@ impl Devices {
         let _ = self.event.any().close();
         let _ = self.memory.any().close();
     }
-}
-
-/// The hole of a PC with so much low RAM and firmware from `firmware` on.
-pub fn hole(low_ram: u64, firmware: Option<u64>) -> (u64, u64) {
-    (low_ram, firmware.unwrap_or(FOUR_GIB))
 }

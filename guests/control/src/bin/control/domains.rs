@@ -467,21 +467,14 @@ pub fn serve_device(control: &Control, number: u32) {
     }
 }
 
-/// Serves the devices whose time has come, for ever.
+/// Tells what time brings to the devices, for ever.
 pub async fn tick(control: &Control) -> ! {
     loop {
         let now = Instant::now();
         let next = {
             let mut guests = control.guests.borrow_mut();
-            let events = guests.values_mut().filter_map(|guest| {
-                let mut next = guest.devices.as_mut()?.next_event();
-                if next.is_some_and(|at| at <= now.as_ticks()) {
-                    guest.look_at_devices();
-                    next = guest.devices.as_mut()?.next_event();
-                }
-                next
-            });
-            events.min()
+            let devices = guests.values_mut().flat_map(|guest| &mut guest.devices);
+            devices.filter_map(Devices::next_event).min()
         };
         if control.untold.get() {
             // What is a part of a line is told late, so that a line costs as much as a byte.

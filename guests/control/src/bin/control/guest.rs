@@ -171,13 +171,6 @@ impl Guest {
         }
     }
 
-    /// Time has passed for its devices.
-    pub fn look_at_devices(&mut self) {
-        if let Some(devices) = &mut self.devices {
-            devices.look();
-        }
-    }
-
     /// Types into its console; how many bytes there was room for.
     pub fn type_in(&mut self, bytes: &[u8]) -> Result<usize> {
         match self

@@ -8,7 +8,8 @@ use plinth_devices::{acpi, bus, pm, rtc};
 use plinth_guest_control::config::{Device, Grant, Machine, Platform};
 use plinth_guest_control::format;
 use plinth_image::{
-    Format, Image, LEGACY, Machine as LoadedMachine, MemoryKind, Module, Region, ram_ranges,
+    FOUR_GIB, Format, Image, LEGACY, Machine as LoadedMachine, MemoryKind, Module, Region,
+    ram_ranges,
 };
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::domain::{NAME, platform};
@@ -17,7 +18,7 @@ use plinth_rt::abi::{DomainConfig, Handle, StartEntry, StartInfo, Status, VcpuSt
 use plinth_rt::object::{Any, Domain, Memory, bytes_of};
 
 use crate::control::Control;
-use crate::device::{self, Equipment, Pc};
+use crate::device::{Equipment, Pc};
 use crate::guest::with_vcpu;
 use crate::window::Loader;
 
@@ -133,7 +134,7 @@ pub fn build(control: &Control, name: &str, machine: &Machine) -> Result<Domain,
 fn image<'a>(control: &Control, machine: &Machine) -> Result<(Image<'a>, Platform), Failure> {
     let bytes = file(control, &machine.image)?;
     let image = match &machine.format {
-        Some(format) => Image::with_format(bytes, format.0.0),
+        Some(format) => Image::with_format(bytes, format.0),
         None => Image::detect(bytes),
     }
     .step(&machine.image)?;
@@ -154,14 +155,15 @@ fn file(control: &Control, path: &str) -> Result<&'static [u8], Failure> {
 pub fn equipment(control: &Control, machine: &Machine) -> Option<Equipment> {
     // A machine whose image is gone from the archive was none.
     let (image, platform) = image(control, machine).ok()?;
-    let has = |device| machine.has(device, platform);
-    let [low, high] = ram_ranges(machine.memory.0);
-    let pc = (platform == Platform::Pc).then(|| Pc {
-        ports: ports(control, machine, platform),
-        hole: device::hole(low.end, image.firmware().map(|range| range.start)),
+    let pc = (platform == Platform::Pc).then(|| {
+        let [low, _] = ram_ranges(machine.memory.0);
+        let end = image.firmware().map_or(FOUR_GIB, |range| range.start);
+        Pc {
+            ports: ports(control, machine, platform),
+            hole: low.end..end,
+        }
     });
-    let _ = high;
-    let debug_console = has(Device::DebugConsole);
+    let debug_console = machine.has(Device::DebugConsole, platform);
     (debug_console || pc.is_some()).then_some(Equipment { debug_console, pc })
 }
 
