@@ -37,9 +37,9 @@ pub fn prepare(
 fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String> {
     let (accelerator, cpu) = match equipment.kind {
         Kind::QemuKvm => ("kvm", "host"),
-        // Instructions can be counted in one thread only.
-        _ if equipment.counts_instructions => ("tcg,thread=single", "EPYC,+svm"),
-        _ => ("tcg,thread=multi", "EPYC,+svm"),
+        // With a thread for each CPU, QEMU 7.2 mixes up host and guest at VMRUN and #VMEXIT now and then, and delivers
+        // interrupts in the shadow of STI (docs/testing.md). Besides, only one thread can count instructions.
+        _ => ("tcg,thread=single", "EPYC,+svm"),
     };
     let mut list: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| list.extend(words.iter().map(|word| (*word).to_owned()));
@@ -120,7 +120,7 @@ mod tests {
     fn svm_is_emulated() {
         let line = line(&equipment(Kind::QemuSvm));
         assert!(
-            line.contains("-accel tcg,thread=multi -cpu EPYC,+svm -smp 3 -m 512"),
+            line.contains("-accel tcg,thread=single -cpu EPYC,+svm -smp 3 -m 512"),
             "{line}"
         );
         assert!(line.contains("-no-reboot") && line.contains("-display none"));

@@ -29,7 +29,7 @@ use crate::mem::Hpa;
 use crate::virt::event::vector;
 use crate::virt::exit::EntryFailure;
 use crate::virt::tag::{Flush, Tag};
-use crate::virt::{BadState, Event, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
+use crate::virt::{BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
 
 /// PAUSEs that a guest executes in a row before it is noticed, and the cycles between two that make a row.
 const PAUSE_COUNT: u16 = 3000;
@@ -93,6 +93,39 @@ impl SvmVcpu {
         self.touch(CleanBits::INTERCEPTS | CleanBits::VIRTUAL_INTERRUPT);
     }
 
+    /// Has the next VMRUN deliver an event.
+    ///
+    /// An external interrupt goes as a virtual interrupt that is not intercepted (APM2 15.21.4): with IF set, as it is here,
+    /// the CPU takes it before the guest's first instruction. By EVENTINJ, QEMU's VMRUN delivers it too, but does so again
+    /// if something stops its CPU before the next exit. Where the window stands open for another, there is EVENTINJ only.
+    fn send(&mut self, event: Option<EventInjection>) {
+        let offered = event.filter(|event| {
+            matches!(event.event(), Some(event) if event.kind == EventKind::External)
+                && !self.vmcb.control.intercepts1.contains(Intercepts1::VINTR)
+        });
+        let control = &mut self.vmcb.control;
+        if let Some(event) = offered {
+            control.virtual_interrupt.set_irq(true);
+            control.virtual_interrupt.set_ignore_tpr(true);
+            control.virtual_interrupt.set_vector(event.vector());
+            self.touch(CleanBits::VIRTUAL_INTERRUPT);
+        }
+        let injected = event.filter(|_| offered.is_none());
+        self.vmcb.control.event_injection = injected.unwrap_or(EventInjection::NONE);
+    }
+
+    /// The virtual interrupt that the guest has not taken, because something else ended its run first.
+    fn take_back_offer(&mut self) -> Option<u8> {
+        let control = &mut self.vmcb.control;
+        if !control.virtual_interrupt.irq() || control.intercepts1.contains(Intercepts1::VINTR) {
+            return None;
+        }
+        control.virtual_interrupt.set_irq(false);
+        let vector = control.virtual_interrupt.vector();
+        self.touch(CleanBits::VIRTUAL_INTERRUPT);
+        Some(vector)
+    }
+
     fn watch_iret(&mut self) {
         let (is, should) = (
             self.vmcb.control.intercepts1.contains(Intercepts1::IRET),
@@ -152,11 +185,12 @@ impl SvmVcpu {
             .map(|event| registers::as_delivered(&self.vmcb.save, event))
             .and_then(EventInjection::of);
         self.watch_iret();
-        self.vmcb.control.event_injection = event.unwrap_or(EventInjection::NONE);
+        self.send(event);
         if self.changes.contains(Changes::VALIDATE)
             && validate::validate(&self.vmcb, self.identity.limits()).is_err()
         {
             let failure = self.entry_failure();
+            let _ = self.take_back_offer();
             self.events = before;
             self.watch_iret();
             return Err(failure);
@@ -187,14 +221,16 @@ impl SvmVcpu {
         if self.forgot_shadow(report.code) {
             return Exit::Host;
         }
+        let offer = self.take_back_offer().map(Event::external);
         let outcome = exits::decode(report);
         if matches!(outcome, Outcome::Invalid) {
-            if let Some(event) = self.vmcb.control.event_injection.event() {
+            if let Some(event) = self.vmcb.control.event_injection.event().or(offer) {
                 self.requeue(event);
             }
             return self.entry_failure();
         }
-        if let Some(event) = exits::requeue(report.interrupted) {
+        // QEMU keeps V_IRQ while it delivers the interrupt, and says that an exit then has interrupted an exception.
+        if let Some(event) = offer.or_else(|| exits::requeue(report.interrupted)) {
             self.requeue(event);
         }
         match outcome {
@@ -571,6 +607,12 @@ impl Vcpu<Svm> for SvmVcpu {
 
     fn inject(&mut self, event: Event) -> bool {
         self.changes |= Changes::EVENT;
+        if event.kind == EventKind::External
+            && self.vmcb.control.intercepts1.contains(Intercepts1::VINTR)
+        {
+            // It was for this one. Whoever has another asks again.
+            self.set_window(false);
+        }
         self.events.inject(event)
     }
 
