@@ -15,61 +15,15 @@
 
 mod domains;
 
-use core::arch::asm;
-
+use plinth_common::{Ticks, around};
 use plinth_rt::{hypercall, println};
 
 plinth_rt::entry!(main);
-
-/// How often each operation is measured, after as many runs that warm up what the kernel remembers.
-const RUNS: usize = 101;
 
 /// A port that nobody claims.
 const PORT: u16 = 0x5678;
 /// A loop of so many times two instructions, which shows whether a tick is an instruction.
 const LOOPS: u32 = 500;
-
-/// Reads the TSC around the instructions given, which may change RAX, RCX and RDX.
-macro_rules! around {
-    ($($line:literal),* $(; $($operand:tt)*)?) => {
-        || -> u64 {
-            let (start, end): (u64, u64);
-            // SAFETY: the instructions exit to the kernel, or are a loop; none touches memory or leaves other registers
-            // changed than are named.
-            unsafe {
-                asm!(
-                    "rdtsc",
-                    "shl rdx, 32",
-                    "or rax, rdx",
-                    "mov r8, rax",
-                    $($line,)*
-                    "rdtsc",
-                    "shl rdx, 32",
-                    "or rax, rdx",
-                    out("r8") start,
-                    out("rax") end,
-                    out("rdx") _,
-                    out("rcx") _,
-                    $($($operand)*,)?
-                    options(nomem, nostack),
-                );
-            }
-            end.wrapping_sub(start)
-        }
-    };
-}
-
-/// Median, least and most of many runs.
-fn measure(operation: &dyn Fn() -> u64) -> [u64; 3] {
-    let mut ticks = [0; RUNS];
-    for _ in 0..2 {
-        for place in &mut ticks {
-            *place = operation();
-        }
-    }
-    ticks.sort_unstable();
-    [ticks[RUNS / 2], ticks[0], ticks[RUNS - 1]]
-}
 
 fn main() -> u64 {
     calls("");
@@ -89,9 +43,7 @@ fn main() -> u64 {
 
 /// Measures one operation, and prints a line.
 fn report(name: &str, suffix: &str, operation: &dyn Fn() -> u64) {
-    let [harness, ..] = measure(&around!());
-    let [median, least, most] = measure(operation).map(|ticks| ticks.saturating_sub(harness));
-    println!("bench {name}{suffix}: {median} ({least} to {most})");
+    println!("bench {name}{suffix}: {}", Ticks::of(operation));
 }
 
 /// What must not depend on how many domains there are.

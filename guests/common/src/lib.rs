@@ -1,4 +1,4 @@
-//! What the runtimes of guests have in common, whatever starts them: statics of a guest with one CPU, and how tests fail.
+//! What the runtimes of guests have in common, whatever starts them: statics of a guest with one CPU, and how tests fail, and how is measured.
 
 #![no_std]
 #![allow(
@@ -7,7 +7,9 @@
 )]
 
 mod local;
+mod ticks;
 mod why;
 
 pub use local::Local;
+pub use ticks::{RUNS, Ticks};
 pub use why::{Outcome, Test, Why};

@@ -1,0 +1,70 @@
+//! The local APIC by its MSRs (SDM vol. 3 table 12-6).
+
+use core::arch::asm;
+
+use crate::TIMER;
+
+/// Where its registers are in memory until [`enable`].
+pub const MEMORY: u64 = 0xfee0_0000;
+
+const APIC_BASE: u32 = 0x1b;
+const END_OF_INTERRUPT: u32 = 0x80b;
+const SPURIOUS: u32 = 0x80f;
+const COMMAND: u32 = 0x830;
+const LVT_TIMER: u32 = 0x832;
+const SELF_IPI: u32 = 0x83f;
+const TSC_DEADLINE: u32 = 0x6e0;
+
+fn read(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the registers named above change nothing when they are read.
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nostack)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn write(msr: u32, value: u64) {
+    // SAFETY: the registers named above govern interrupts only.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
+    }
+}
+
+/// Goes to x2APIC mode, and lets the timer wait for a moment of the TSC.
+pub fn enable() {
+    const X2APIC: u64 = 1 << 10;
+    const SOFTWARE_ENABLE: u64 = 1 << 8;
+    const TSC_DEADLINE_MODE: u64 = 2 << 17;
+    write(APIC_BASE, read(APIC_BASE) | X2APIC);
+    write(SPURIOUS, SOFTWARE_ENABLE | 0xff);
+    write(LVT_TIMER, TSC_DEADLINE_MODE | u64::from(TIMER));
+}
+
+pub fn end_of_interrupt() {
+    write(END_OF_INTERRUPT, 0);
+}
+
+pub fn interrupt_self(vector: u8) {
+    write(SELF_IPI, vector.into());
+}
+
+/// Interrupts the vCPU with that APIC ID.
+pub fn interrupt(id: u32, vector: u8) {
+    write(COMMAND, u64::from(id) << 32 | u64::from(vector));
+}
+
+/// INIT and two start-up messages, as the manual's protocol wants them (SDM vol. 3 10.4.4.1).
+pub fn start(id: u32, page: u8) {
+    const INIT: u64 = 5 << 8;
+    const START_UP: u64 = 6 << 8;
+    const ASSERT: u64 = 1 << 14;
+    let target = u64::from(id) << 32;
+    write(COMMAND, target | INIT | ASSERT);
+    for _ in 0..2 {
+        write(COMMAND, target | START_UP | ASSERT | u64::from(page));
+    }
+}
+
+/// Has the timer interrupt at that moment of the TSC.
+pub fn set_deadline(tsc: u64) {
+    write(TSC_DEADLINE, tsc);
+}

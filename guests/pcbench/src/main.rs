@@ -1,0 +1,151 @@
+//! Measures what a PC's exits cost: accesses to the local APIC, interrupts between two vCPUs, waking by the timer, fresh memory, and a
+//! device that another domain serves. A line each: `bench NAME: MEDIAN (LEAST to MOST)`, in ticks of the TSC. The names are those of
+//! kvm-unit-tests' `vmexit` where it has the operation.
+
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "executes the instructions that are measured")]
+
+mod apic;
+mod second;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use plinth_common::{Ticks, around};
+use plinth_pc::println;
+use plinth_pc::trap::{self, Frame};
+use x86_64::instructions::interrupts;
+
+plinth_pc::start!(main, all_segments: false);
+plinth_pc::pvh_note!();
+
+/// To the second vCPU, which answers.
+const PING: u8 = 0x40;
+/// The answer.
+const PONG: u8 = 0x41;
+/// To itself.
+const SELF: u8 = 0x42;
+/// The timer's.
+const TIMER: u8 = 0x43;
+
+/// Ticks in which the second vCPU comes to rest.
+const REST: u64 = 100_000;
+/// COM1's line status and scratch registers.
+const LINE_STATUS: u16 = 0x3fd;
+const SCRATCH: u16 = 0x3ff;
+/// Memory from here on has not been touched.
+const FRESH: u64 = 16 << 20;
+/// Where the local APIC's version register is while it is accessed as memory.
+const VERSION: u64 = apic::MEMORY + 0x30;
+
+/// Interrupts that the first vCPU has taken.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// The next page that has not been touched.
+static NEXT: AtomicU64 = AtomicU64::new(FRESH);
+
+fn main() -> u32 {
+    trap::set_handler(Some(on_interrupt));
+    report(
+        "xapic_read",
+        &around!("mov ecx, {version}", "mov eax, [rcx]"; version = const VERSION),
+    );
+    apic::enable();
+    report("x2apic_read", &around!("mov ecx, 0x808", "rdmsr"));
+    report(
+        "x2apic_write",
+        &around!("mov ecx, 0x808", "xor eax, eax", "xor edx, edx", "wrmsr"),
+    );
+    report("self_ipi", &|| {
+        timed(|| {
+            apic::interrupt_self(SELF);
+            wait_for_one();
+        })
+    });
+    report(
+        "tscdeadline_write",
+        &around!(
+            "mov ecx, 0x6e0",
+            "mov eax, -1",
+            "mov edx, 0x7fffffff",
+            "wrmsr"
+        ),
+    );
+    report(
+        "inb_served_by_control",
+        &around!("mov dx, {port}", "in al, dx"; port = const LINE_STATUS),
+    );
+    report(
+        "outb_served_by_control",
+        &around!("mov dx, {port}", "out dx, al"; port = const SCRATCH),
+    );
+    report("nested_fault", &|| {
+        let page = NEXT.fetch_add(4096, Ordering::Relaxed);
+        around!("mov [r9], rcx"; in("r9") page)()
+    });
+    second::start();
+    report("ipi_halt", &|| {
+        rest();
+        timed(|| {
+            apic::interrupt(second::ID, PING);
+            wait_for_one();
+        })
+    });
+    second::spin(true);
+    report("halt_timer", &|| {
+        rest();
+        let whole = timed(|| {
+            apic::set_deadline(now() + REST);
+            wait_for_one();
+        });
+        // The other vCPU has had the CPU for the rest.
+        whole.saturating_sub(second::spun())
+    });
+    second::spin(false);
+    0
+}
+
+fn report(name: &str, operation: &dyn Fn() -> u64) {
+    println!("bench {name}: {}", Ticks::of(operation));
+}
+
+/// The time stamp counter.
+fn now() -> u64 {
+    // SAFETY: reads a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+fn timed(operation: impl FnOnce()) -> u64 {
+    let start = now();
+    operation();
+    now() - start
+}
+
+/// Halts until the first vCPU has taken one interrupt more. Interrupts are off before and after.
+fn wait_for_one() {
+    let before = TAKEN.load(Ordering::Relaxed);
+    while TAKEN.load(Ordering::Relaxed) == before {
+        interrupts::enable_and_hlt();
+        interrupts::disable();
+    }
+}
+
+/// Lets the second vCPU come to rest.
+fn rest() {
+    apic::set_deadline(now() + REST);
+    wait_for_one();
+}
+
+fn on_interrupt(frame: &mut Frame) -> bool {
+    match frame.vector as u8 {
+        PING => {
+            apic::end_of_interrupt();
+            apic::interrupt(0, PONG);
+        }
+        PONG | SELF | TIMER => {
+            apic::end_of_interrupt();
+            TAKEN.fetch_add(1, Ordering::Relaxed);
+        }
+        _ => return false,
+    }
+    true
+}
