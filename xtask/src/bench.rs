@@ -99,7 +99,7 @@ fn measure(
         memory: MEMORY,
         display: false,
         gdb: None,
-        counts_instructions: true,
+        instruction_ns: Some(1),
     };
     let step = Step::start(format!("measuring on {kind}, {}", run.command_line));
     let mut machine = Machine::start(site, &equipment, tools)?;

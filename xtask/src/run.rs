@@ -110,7 +110,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         memory: options.memory,
         display: options.display,
         gdb,
-        counts_instructions: false,
+        instruction_ns: None,
     };
     equipment.check()?;
     image::check_guests(&workspace, &options.append)?;

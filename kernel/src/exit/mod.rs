@@ -53,6 +53,22 @@ pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit
             vcpu.counters.bump(Counter::Cpuid);
             (cpuid::handle(vcpu), false)
         }
+        Exit::ReadMsr => {
+            vcpu.counters.bump(Counter::Msr);
+            (msr::read(vcpu, run), false)
+        }
+        Exit::WriteMsr => {
+            vcpu.counters.bump(Counter::Msr);
+            (msr::write(vcpu, run), false)
+        }
+        Exit::Io(access) => {
+            vcpu.counters.bump(Counter::Io);
+            (io::handle(vcpu, run, access), false)
+        }
+        Exit::Halt => {
+            vcpu.counters.bump(Counter::Halt);
+            (halt(vcpu), false)
+        }
         other => {
             let (counter, next) = rare(vcpu, run, other);
             vcpu.counters.bump(counter);

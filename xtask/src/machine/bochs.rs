@@ -131,7 +131,7 @@ mod tests {
             memory: 1024,
             display: false,
             gdb: None,
-            counts_instructions: false,
+            instruction_ns: None,
         }
     }
 

@@ -116,8 +116,9 @@ pub struct Equipment {
     pub display: bool,
     /// The TCP port on which the machine waits for a debugger before it starts.
     pub gdb: Option<u16>,
-    /// Whether the TSC counts executed instructions. In Bochs it always does; QEMU is slower then.
-    pub counts_instructions: bool,
+    /// QEMU's time is counted in instructions of that many nanoseconds, a power of two; with 1 a tick of the TSC is an
+    /// instruction, as it always is in Bochs. QEMU is slower then.
+    pub instruction_ns: Option<u32>,
 }
 
 impl Equipment {

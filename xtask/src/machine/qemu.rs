@@ -51,8 +51,10 @@ fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String>
         "-no-reboot",
     ]);
     add(&["-machine", "q35", "-accel", accelerator, "-cpu", cpu]);
-    if equipment.counts_instructions && equipment.kind == Kind::QemuSvm {
-        add(&["-icount", "shift=0,sleep=off"]);
+    if let Some(ns) = equipment.instruction_ns
+        && equipment.kind == Kind::QemuSvm
+    {
+        add(&["-icount", &format!("shift={},sleep=off", ns.max(1).ilog2())]);
     }
     add(&[
         "-smp",
@@ -112,7 +114,7 @@ mod tests {
             memory: 512,
             display: false,
             gdb: None,
-            counts_instructions: false,
+            instruction_ns: None,
         }
     }
 

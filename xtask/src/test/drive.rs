@@ -61,7 +61,7 @@ pub fn run(
         memory: scenario.memory.min(kind.most_memory()),
         display: false,
         gdb: None,
-        counts_instructions: false,
+        instruction_ns: scenario.instruction_ns,
     };
     let logs = workspace.target.join("test-logs");
     let log = logs.join(format!("{kind}-{}.log", scenario.name));

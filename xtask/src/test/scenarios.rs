@@ -15,6 +15,9 @@ pub struct Scenario {
     pub machines: &'static [Kind],
     /// The number of CPUs.
     pub smp: u32,
+    /// QEMU's time is counted in instructions of that many nanoseconds, a power of two, so that it does not matter how fast
+    /// this computer is, or what else it does.
+    pub instruction_ns: Option<u32>,
     /// Memory in MiB; less where the machine cannot have so much.
     pub memory: u32,
     /// The kernel command line.
@@ -103,6 +106,7 @@ pub const DEFAULT: Scenario = Scenario {
     name: "",
     machines: &[Kind::QemuSvm, Kind::BochsVmx, Kind::BochsSvm],
     smp: 2,
+    instruction_ns: None,
     memory: 1024,
     command_line: "",
     guests: None,
@@ -529,6 +533,7 @@ pub static ALL: &[Scenario] = &[
     Scenario {
         name: "measure",
         command_line: "root=measure",
+        instruction_ns: Some(8),
         guests: Some(&[]),
         memory: 4096,
         timeout: 900,

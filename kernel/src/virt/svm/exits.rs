@@ -153,7 +153,8 @@ pub fn requeue(interrupted: ExitIntInfo) -> Option<Event> {
 }
 
 /// IOIO information (APM2 15.10.2).
-fn io(info1: u64) -> Io {
+#[inline]
+pub fn io(info1: u64) -> Io {
     Io {
         port: (info1 >> 16) as u16,
         size: match info1 >> 4 & 7 {

@@ -210,7 +210,7 @@ impl SvmVcpu {
         Ok(())
     }
 
-    /// Every exit but the two that are to be quick.
+    /// Every exit but those that are to be quick.
     #[inline(never)]
     fn left(&mut self) -> Exit {
         let report = Report::of(
@@ -463,10 +463,17 @@ impl Vcpu<Svm> for SvmVcpu {
         // maps it names, outlives its vCPUs.
         unsafe { enter::enter(&mut self.context) };
         self.context.gprs.rax = self.vmcb.save.rax;
-        // An instruction that exits interrupts no delivery, so EXITINTINFO need not be looked at.
+        if self.shadow_at.is_some() || self.window_waits {
+            return self.left();
+        }
+        // An instruction that exits interrupts no delivery and comes after a virtual interrupt, so neither is looked at.
         match self.vmcb.control.exit_code {
             ExitCode::VMMCALL => Exit::Hypercall,
             ExitCode::CPUID => Exit::Cpuid,
+            ExitCode::MSR if self.vmcb.control.exit_info1 == 0 => Exit::ReadMsr,
+            ExitCode::MSR => Exit::WriteMsr,
+            ExitCode::IOIO => Exit::Io(exits::io(self.vmcb.control.exit_info1)),
+            ExitCode::HLT => Exit::Halt,
             _ => self.left(),
         }
     }
