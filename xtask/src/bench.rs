@@ -3,12 +3,14 @@
 //! The machine is one whose TSC counts executed instructions, so the figures are exact and repeatable: QEMU with `-icount
 //! shift=0`, or Bochs.
 
+mod linux_boot;
+
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::Install;
 use crate::compile::{self, Build};
@@ -48,9 +50,21 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// Lines that are shown of a machine that did not get to its end.
 const LAST_WORDS: usize = 12;
 
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// What exits and domains cost
+    Exits,
+    /// Instructions from Linux's first to its prompt, in a domain and directly in QEMU; on qemu-svm
+    LinuxBoot,
+}
+
 /// The options of `cargo xtask bench`.
 #[derive(Debug, Args)]
 pub struct Options {
+    /// What is measured
+    #[arg(value_enum, default_value_t = What::Exits)]
+    pub what: What,
     /// The machine: qemu-svm, bochs-vmx or bochs-svm; on qemu-kvm the figures are cycles
     #[arg(long, value_name = "MACHINE", default_value = "qemu-svm")]
     pub on: Choice,
@@ -68,6 +82,9 @@ struct Figure<'a> {
 
 /// `cargo xtask bench`.
 pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
+    if options.what == What::LinuxBoot {
+        return linux_boot::main(options);
+    }
     let workspace = Workspace::load()?;
     let (kind, why) = choose(options.on, &Host::look());
     eprintln!("machine: {kind} ({why})");
@@ -100,6 +117,7 @@ fn measure(
         display: false,
         gdb: None,
         instruction_ns: Some(1),
+        recorded: false,
     };
     let step = Step::start(format!("measuring on {kind}, {}", run.command_line));
     let mut machine = Machine::start(site, &equipment, tools)?;

@@ -111,6 +111,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         display: options.display,
         gdb,
         instruction_ns: None,
+        recorded: false,
     };
     equipment.check()?;
     image::check_guests(&workspace, &options.append)?;

@@ -56,10 +56,14 @@ fn main() -> u32 {
         &around!("mov ecx, 0x808", "xor eax, eax", "xor edx, edx", "wrmsr"),
     );
     report("self_ipi", &|| {
-        timed(|| {
+        let before = TAKEN.load(Ordering::Relaxed);
+        interrupts::enable();
+        let ticks = timed(|| {
             apic::interrupt_self(SELF);
-            wait_for_one();
-        })
+            while TAKEN.load(Ordering::Relaxed) == before {}
+        });
+        interrupts::disable();
+        ticks
     });
     report(
         "tscdeadline_write",

@@ -132,6 +132,7 @@ mod tests {
             display: false,
             gdb: None,
             instruction_ns: None,
+            recorded: false,
         }
     }
 

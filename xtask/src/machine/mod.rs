@@ -17,6 +17,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::guard::{Child, PrivateDirectory};
+use crate::linux;
 use crate::provision::packages::Tools;
 
 /// A kind of machine.
@@ -119,6 +120,8 @@ pub struct Equipment {
     /// QEMU's time is counted in instructions of that many nanoseconds, a power of two; with 1 a tick of the TSC is an
     /// instruction, as it always is in Bochs. QEMU is slower then.
     pub instruction_ns: Option<u32>,
+    /// Whether QEMU records the run, for [`Machine::instructions`].
+    pub recorded: bool,
 }
 
 impl Equipment {
@@ -202,9 +205,9 @@ impl Machine {
     /// Starts the machine. It is bound to the calling thread: it ends when that ends.
     pub fn start(site: Site, equipment: &Equipment, tools: &Tools) -> Result<Self, MachineError> {
         let directory = site.0.path();
-        let messages = File::create(directory.join(MESSAGES)).map_err(failed(MESSAGES))?;
-        let copy = messages.try_clone().map_err(failed(MESSAGES))?;
         if equipment.kind.is_bochs() {
+            let messages = File::create(directory.join(MESSAGES)).map_err(failed(MESSAGES))?;
+            let copy = messages.try_clone().map_err(failed(MESSAGES))?;
             let serial = Serial::open().map_err(failed("a pseudo-terminal"))?;
             let mut command = bochs::prepare(directory, equipment, tools, &serial.name)?;
             command
@@ -226,31 +229,54 @@ impl Machine {
                 site,
             })
         } else {
-            let mut command = qemu::prepare(directory, equipment, tools)?;
-            command
-                .current_dir(directory)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(messages);
-            let mut child = start(&mut command)?;
-            let pipes = child.pipes();
-            let input = pipes
-                .stdin
-                .take()
-                .map(|pipe| File::from(OwnedFd::from(pipe)));
-            let output = pipes
-                .stdout
-                .take()
-                .map(|pipe| pump(File::from(OwnedFd::from(pipe))));
-            let output = output.unwrap_or_else(|| mpsc::channel().1);
-            Ok(Self {
-                child,
-                input,
-                output,
-                line: None,
-                site,
-            })
+            let command = qemu::prepare(directory, equipment, tools)?;
+            Self::start_qemu(site, command)
         }
+    }
+
+    /// Starts Linux on QEMU's own machine, without Plinth and by QEMU's own loader.
+    pub fn start_linux(
+        site: Site,
+        equipment: &Equipment,
+        tools: &Tools,
+        linux: &linux::Machine,
+        command_line: &str,
+    ) -> Result<Self, MachineError> {
+        let command = qemu::prepare_linux(site.0.path(), equipment, tools, linux, command_line)?;
+        Self::start_qemu(site, command)
+    }
+
+    fn start_qemu(site: Site, mut command: Command) -> Result<Self, MachineError> {
+        let directory = site.0.path();
+        let messages = File::create(directory.join(MESSAGES)).map_err(failed(MESSAGES))?;
+        command
+            .current_dir(directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(messages);
+        let mut child = start(&mut command)?;
+        let pipes = child.pipes();
+        let input = pipes
+            .stdin
+            .take()
+            .map(|pipe| File::from(OwnedFd::from(pipe)));
+        let output = pipes
+            .stdout
+            .take()
+            .map(|pipe| pump(File::from(OwnedFd::from(pipe))));
+        let output = output.unwrap_or_else(|| mpsc::channel().1);
+        Ok(Self {
+            child,
+            input,
+            output,
+            line: None,
+            site,
+        })
+    }
+
+    /// How many instructions all CPUs of a recorded machine have executed so far.
+    pub fn instructions(&self) -> anyhow::Result<u64> {
+        qemu::instructions(self.site.0.path())
     }
 
     /// Starts any program as a machine whose serial port is its standard input and output.

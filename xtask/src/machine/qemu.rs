@@ -3,14 +3,25 @@
 //! The serial port is QEMU's standard input and output. Files are named relative to the machine's directory.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
+use anyhow::Context;
+
 use super::{DISK, Equipment, Kind, MachineError, failed};
+use crate::linux;
 use crate::provision::packages::Tools;
 
 /// The private copy of the firmware's variables.
 const VARIABLES: &str = "vars.fd";
+/// A recorded machine's record, and where it answers questions.
+const RECORD: &str = "record";
+const CONTROL: &str = "qmp";
+/// Linux's files where it runs without Plinth.
+const KERNEL: &str = "vmlinuz";
+const INITRD: &str = "initrd";
 
 /// Writes the machine's files and gives the command that starts it.
 pub fn prepare(
@@ -33,8 +44,70 @@ pub fn prepare(
     Ok(command)
 }
 
-/// The arguments.
-fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String> {
+/// As [`prepare`], for Linux without Plinth. Its firmware speaks on the serial port, too.
+pub fn prepare_linux(
+    directory: &Path,
+    equipment: &Equipment,
+    tools: &Tools,
+    linux: &linux::Machine,
+    command_line: &str,
+) -> Result<Command, MachineError> {
+    fs::write(directory.join(KERNEL), &linux.kernel).map_err(failed(KERNEL))?;
+    fs::write(directory.join(INITRD), &linux.initrd).map_err(failed(INITRD))?;
+    let mut command = Command::new(&tools.emulator);
+    command
+        .args(hardware(equipment, ",mux=on"))
+        .args(["-device", "isa-debugcon,iobase=0x402,chardev=com1"])
+        .args([
+            "-kernel",
+            KERNEL,
+            "-initrd",
+            INITRD,
+            "-append",
+            command_line,
+        ]);
+    Ok(command)
+}
+
+/// How many instructions a recorded machine has executed.
+pub fn instructions(directory: &Path) -> anyhow::Result<u64> {
+    let socket = UnixStream::connect(directory.join(CONTROL)).context("cannot reach QEMU")?;
+    let mut answers = BufReader::new(&socket).lines();
+    let mut next = || {
+        answers
+            .next()
+            .context("QEMU says nothing")?
+            .context("QEMU says nothing")
+    };
+    // It greets first, and wants to be asked for what it can do.
+    next()?;
+    for ask in ["qmp_capabilities", "query-replay"] {
+        writeln!(&socket, "{{\"execute\":\"{ask}\"}}").context("cannot ask QEMU")?;
+        let answer = loop {
+            let line = next()?;
+            // What happens meanwhile is told, too.
+            if !line.contains("\"event\"") {
+                break line;
+            }
+        };
+        if ask == "query-replay" {
+            return count(&answer);
+        }
+    }
+    anyhow::bail!("QEMU has not answered")
+}
+
+/// The count in the answer to `query-replay`.
+fn count(answer: &str) -> anyhow::Result<u64> {
+    let answer: serde_json::Value =
+        serde_json::from_str(answer).context("QEMU's answer is no JSON")?;
+    answer["return"]["icount"]
+        .as_u64()
+        .context("QEMU does not say how many instructions it has executed")
+}
+
+/// CPUs, memory, screen and serial port, whose line has the given properties.
+fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
     let (accelerator, cpu) = match equipment.kind {
         Kind::QemuKvm => ("kvm", "host"),
         // With a thread for each CPU, QEMU 7.2 mixes up host and guest at VMRUN and #VMEXIT now and then, and delivers
@@ -54,7 +127,17 @@ fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String>
     if let Some(ns) = equipment.instruction_ns
         && equipment.kind == Kind::QemuSvm
     {
-        add(&["-icount", &format!("shift={},sleep=off", ns.max(1).ilog2())]);
+        let shift = ns.max(1).ilog2();
+        if equipment.recorded {
+            add(&[
+                "-icount",
+                &format!("shift={shift},rr=record,rrfile={RECORD}"),
+                "-qmp",
+                &format!("unix:{CONTROL},server=on,wait=off"),
+            ]);
+        } else {
+            add(&["-icount", &format!("shift={shift},sleep=off")]);
+        }
     }
     add(&[
         "-smp",
@@ -65,7 +148,7 @@ fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String>
     // Without `signal=off` a terminal's Ctrl-C would end QEMU instead of reaching the guest.
     add(&[
         "-chardev",
-        "stdio,id=com1,signal=off",
+        &format!("stdio,id=com1,signal=off{serial}"),
         "-serial",
         "chardev:com1",
     ]);
@@ -73,6 +156,13 @@ fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String>
     if !equipment.display {
         add(&["-display", "none"]);
     }
+    list
+}
+
+/// What [`hardware`] has not: firmware and disk.
+fn arguments(equipment: &Equipment, code: &Path, variables: bool) -> Vec<String> {
+    let mut list = hardware(equipment, "");
+    let mut add = |words: &[&str]| list.extend(words.iter().map(|word| (*word).to_owned()));
     let code = code.display().to_string();
     add(&[
         "-drive",
@@ -115,6 +205,7 @@ mod tests {
             display: false,
             gdb: None,
             instruction_ns: None,
+            recorded: false,
         }
     }
 

@@ -62,6 +62,7 @@ pub fn run(
         display: false,
         gdb: None,
         instruction_ns: scenario.instruction_ns,
+        recorded: false,
     };
     let logs = workspace.target.join("test-logs");
     let log = logs.join(format!("{kind}-{}.log", scenario.name));
