@@ -3,6 +3,7 @@
 //! A boot is expensive, so a scenario checks as much as one boot can show. To add one, add an entry to [`ALL`].
 
 use crate::image;
+use crate::linux::Changes;
 use crate::machine::Kind;
 use crate::script::Step;
 
@@ -24,6 +25,10 @@ pub struct Scenario {
     pub guests: Option<&'static [&'static str]>,
     /// More of the command line of each Linux in the image, such as `plinth.run=uname%20-a`.
     pub linux_append: &'static str,
+    /// The number of vCPUs of each Linux, where it is not what the machine file says.
+    pub linux_vcpus: Option<u32>,
+    /// Whether Linux starts with the control guest, where its machine file says so.
+    pub autostart: bool,
     /// What is typed at the control guest.
     pub script: &'static [Step<'static>],
     /// The machine is killed after so many seconds.
@@ -56,6 +61,8 @@ pub enum Pattern {
     Ordered(&'static [&'static str]),
     /// No line contains this, and the machine got to its end.
     Never(&'static str),
+    /// A line contains the first text, and each that does contains one of the others, too. The machine got to its end.
+    Only(&'static str, &'static [&'static str]),
 }
 
 impl Scenario {
@@ -67,6 +74,16 @@ impl Scenario {
             kind
         };
         self.machines.contains(&like)
+    }
+
+    /// What the machine files of Linux have otherwise.
+    pub fn linux(&self) -> Changes<'static> {
+        Changes {
+            append: self.linux_append,
+            vcpus: self.linux_vcpus,
+            // A script that starts it itself finds it as it was made.
+            autostart: (!self.autostart).then_some(false),
+        }
     }
 
     /// Whose reports of tests have no prefix: those of the guest that has the machine to itself, or else the kernel's.
@@ -107,6 +124,8 @@ pub const DEFAULT: Scenario = Scenario {
     command_line: "",
     guests: None,
     linux_append: "",
+    linux_vcpus: None,
+    autostart: false,
     script: &[],
     timeout: 400,
     status: 0,
@@ -195,6 +214,37 @@ macro_rules! linux_tells {
         ]
     };
 }
+
+/// Linux counts its CPUs, and computes on as many at once.
+const LINUX_COUNTS: &str = "quiet plinth.run=echo%20$(nproc)%20CPUs,%20$(cat%20/sys/devices/system/cpu/online)%20online;\
+    for%20i%20in%20$(seq%20$(nproc));do%20dd%20if=/dev/zero%20bs=1024%20count=1024%202>/dev/null|md5sum>/tmp/$i&%20done;wait;\
+    sort%20/tmp/[1-9]|uniq%20-c";
+
+/// What the commands of [`LINUX_COUNTS`] give, with so many CPUs.
+macro_rules! linux_counts {
+    ($cpus:literal, $online:literal) => {
+        &[
+            "[linux] plinth-init: ready",
+            concat!("[linux] ", $cpus, " CPUs, ", $online, " online"),
+            // MD5 of a MiB of zeroes, and how often it came out.
+            concat!(" ", $cpus, " b6d81b360a5672d80c27430f39153e2c"),
+            "[linux] plinth-init: status 0",
+            "linux ended: powered off",
+        ]
+    };
+}
+
+/// Linux tells what its kernel has warned of: what has level 4 or less, whoever it is from (the level is the number modulo 8).
+const LINUX_WARNS: &str = "quiet plinth.run=dmesg%20-r|awk%20-F'[<>]'%20'$2%8<5'|sed%20's/^/warned:%20/';echo%20that%20was%20all";
+
+/// What the same kernel warns of, too, in QEMU without Plinth: see docs/testing.md.
+const KNOWN_WARNINGS: &[&str] = &[
+    // QEMU's EPYC has a family and a model that are concerned, and no microcode against it.
+    "Speculative Return Stack Overflow: IBPB-extending microcode not applied!",
+    "Speculative Return Stack Overflow: WARNING: See https://",
+    // Where the host took the CPU away meanwhile.
+    "tsc: Unable to calibrate against PIT",
+];
 
 /// Linux as an operator has it: its shell on the console, then its end.
 const LINUX_SHELL: &[Step<'static>] = &[
@@ -297,6 +347,55 @@ pub static ALL: &[Scenario] = &[
                     "linux ended: powered off",
                 ],
             ),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
+    // It warns of nothing that it would not warn of in the same emulator without Plinth.
+    Scenario {
+        name: "linux-warnings",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: LINUX_WARNS,
+        script: &[Step::Type("run linux"), Step::Type("shutdown 0")],
+        timeout: 600,
+        expectations: &[
+            Expectation {
+                name: "none-is-new",
+                pattern: Pattern::Only("[linux] warned: ", KNOWN_WARNINGS),
+            },
+            ordered(
+                "all-are-told",
+                &["[linux] that was all", "linux ended: powered off"],
+            ),
+        ],
+        ..DEFAULT
+    },
+    // More vCPUs than CPUs, and fewer.
+    Scenario {
+        name: "linux-eight",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: LINUX_COUNTS,
+        linux_vcpus: Some(8),
+        script: &[Step::Type("run linux"), Step::Type("shutdown 0")],
+        timeout: 900,
+        expectations: &[
+            ordered("all-are-online-and-compute", linux_counts!("8", "0-7")),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "linux-one",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: LINUX_COUNTS,
+        linux_vcpus: Some(1),
+        script: &[Step::Type("run linux"), Step::Type("shutdown 0")],
+        timeout: 600,
+        expectations: &[
+            ordered("it-is-online-and-computes", linux_counts!("1", "0")),
             never("no-panic", "panic"),
         ],
         ..DEFAULT
