@@ -36,7 +36,7 @@ pub struct Options {
     /// An initrd or initramfs for the machine linux, instead of the one with busybox
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// More of Linux's command line, behind `console=ttyS0`; for example plinth.run=COMMANDS, which the initramfs runs instead
+    /// More of Linux's command line, behind `console=ttyS0 panic=1`; for example plinth.run=COMMANDS, which the initramfs runs instead
     /// of a shell, `%20` standing for a blank in it
     #[arg(long, value_name = "TEXT", default_value = "")]
     linux_append: String,
@@ -473,7 +473,7 @@ mod tests {
         assert!(
             machine
                 .description
-                .contains("\"console=ttyS0 quiet\"\n")
+                .contains("\"console=ttyS0 panic=1 quiet\"\n")
         );
         assert!(machine.description.contains("\nvcpus = 8\n"));
 
@@ -507,7 +507,7 @@ mod tests {
             let text = |key: &str| table[key].as_str().unwrap().to_owned();
             assert_eq!(text("image"), format!("{}/vmlinuz", kind.name()));
             assert_eq!(text("initrd"), format!("{}/initrd", kind.name()));
-            assert_eq!(text("command-line"), "console=ttyS0");
+            assert_eq!(text("command-line"), "console=ttyS0 panic=1");
             assert_eq!(text("platform"), "pc");
             assert_eq!(Kind::named(kind.name()), Some(kind));
         }

@@ -267,6 +267,47 @@ const LINUX_SHELL: &[Step<'static>] = &[
     Step::Type("shutdown 0"),
 ];
 
+/// The other ends that Linux can have. What decides on them is set while it runs, so that each costs no boot of the whole machine.
+const LINUX_ENDS: &[Step<'static>] = &[
+    // A panic, after which it resets its machine: so its machine file's command line wants it.
+    Step::Type("create linux"),
+    Step::Type("start linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("echo c >/proc/sysrq-trigger\r"),
+    Step::Expect("linux is gone"),
+    // A triple fault, which Linux can be told to make where it would reset.
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("echo triple >/sys/kernel/reboot/type; reboot -f\r"),
+    Step::Expect("it has ended: triple fault"),
+    // Ctrl-] leaves the console.
+    Step::Keys("\x1d"),
+    Step::Expect("linux ended: triple fault"),
+    Step::Type("list"),
+    // A halt of all CPUs with interrupts off.
+    Step::Type("restart linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("halt -f\r"),
+    Step::Expect("it has ended: halted"),
+    Step::Keys("\x1d"),
+    Step::Expect("linux ended: halted"),
+    Step::Type("list"),
+    // A panic behind which Linux waits for ever, with interrupts on: nothing tells that from work.
+    Step::Type("restart linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger\r"),
+    Step::Expect("end Kernel panic"),
+    Step::Keys("\x1d"),
+    Step::Type("sleep 2"),
+    Step::Type("list"),
+    Step::Type("kill linux"),
+    Step::Expect("linux ended: killed"),
+    Step::Type("shutdown 0"),
+];
+
 /// Four at once: one is killed while the others compute.
 const FOUR_LINUXES: &[Step<'static>] = &[
     Step::Type("create linux 4"),
@@ -368,6 +409,39 @@ pub static ALL: &[Scenario] = &[
                 "all-are-told",
                 &["[linux] that was all", "linux ended: powered off"],
             ),
+        ],
+        ..DEFAULT
+    },
+    // How else Linux can end, and what follows.
+    Scenario {
+        name: "linux-ends",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: "quiet",
+        script: LINUX_ENDS,
+        timeout: 900,
+        expectations: &[
+            ordered(
+                "a-panic-resets",
+                &[
+                    "Kernel panic - not syncing: sysrq triggered crash",
+                    "linux ended: reset, rip 0x0; it is restarted",
+                ],
+            ),
+            matches(
+                "a-triple-fault-is-listed",
+                r"^ *\d+ +linux +ended .* keep +triple fault$",
+            ),
+            matches(
+                "a-halt-is-listed",
+                r"^ *\d+ +linux +ended .* keep +halted for good$",
+            ),
+            // No other list has it running.
+            matches(
+                "a-panic-that-waits-runs-on",
+                r"^ *\d+ +linux +running .* keep *$",
+            ),
+            never("no-panic-of-plinth", "panic at"),
         ],
         ..DEFAULT
     },
