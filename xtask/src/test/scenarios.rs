@@ -246,10 +246,8 @@ const KNOWN_WARNINGS: &[&str] = &[
     "tsc: Unable to calibrate against PIT",
 ];
 
-/// Linux as an operator has it: its shell on the console, then its end.
+/// Linux as an operator has it, who finds it started: its shell on the console, then its end.
 const LINUX_SHELL: &[Step<'static>] = &[
-    Step::Type("create linux"),
-    Step::Type("start linux"),
     Step::Type("console linux"),
     Step::Expect("plinth-init: ready"),
     Step::Keys("echo $((6*7)) is the answer\r"),
@@ -377,12 +375,14 @@ pub static ALL: &[Scenario] = &[
         machines: &[Kind::QemuSvm],
         guests: Some(&["linux"]),
         linux_append: "quiet",
+        autostart: true,
         script: LINUX_SHELL,
         timeout: 600,
         expectations: &[
             ordered(
-                "reboots-and-powers-off",
+                "starts-reboots-and-powers-off",
                 &[
+                    "linux runs",
                     "42 is the answer",
                     "linux ended: reset",
                     "linux ended: powered off",
