@@ -119,7 +119,7 @@ reasons! {
     /// [`fault`]'s bits.
     NESTED_FAULT = 4, "touched memory that is not its own";
     /// Every vCPU halted and nothing can wake one.
-    HALTED = 5, "halted, and nothing can wake it";
+    HALTED = 5, "halted for good";
     /// The CPU refused to enter it: `info[0]` is the VM-instruction error, exit qualification or exit code.
     ENTRY_FAILED = 6, "entry refused by the CPU";
     /// A hardware task switch, which Plinth does not emulate: `info[0]` is the selector.

@@ -36,10 +36,13 @@ pub struct Options {
     /// An initrd or initramfs for the machine linux, instead of the one with busybox
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// More of Linux's command line, behind `console=ttyS0`; for example plinth.run=COMMANDS, which the initramfs runs instead
+    /// More of Linux's command line, behind `console=ttyS0 panic=1`; for example plinth.run=COMMANDS, which the initramfs runs instead
     /// of a shell, `%20` standing for a blank in it
     #[arg(long, value_name = "TEXT", default_value = "")]
     linux_append: String,
+    /// How many vCPUs each Linux has, instead of what its machine file says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    linux_vcpus: Option<u32>,
 }
 
 /// A choice of Debian's kernels.
@@ -103,11 +106,22 @@ pub struct Machine {
     pub initrd: Vec<u8>,
 }
 
+/// What of a machine file is to be otherwise.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changes<'a> {
+    /// More of Linux's command line.
+    pub append: &'a str,
+    /// The number of vCPUs.
+    pub vcpus: Option<u32>,
+    /// Whether the machine starts with the control guest.
+    pub autostart: Option<bool>,
+}
+
 impl Machine {
-    /// This machine with more behind Linux's command line.
-    pub fn with(&self, more: &str) -> Result<Self, MachineError> {
+    /// This machine with changes to its file.
+    pub fn with(&self, changes: &Changes<'_>) -> Result<Self, MachineError> {
         Ok(Self {
-            description: extend(&self.description, more)?,
+            description: change(&self.description, changes)?,
             ..self.clone()
         })
     }
@@ -134,12 +148,12 @@ pub enum MachineError {
     CommandLine(&'static str),
     /// The machine file has no line for it.
     #[error(
-        "a machine file of Linux has no line `command-line = \"...\"`\n  try: write one in {DIRECTORY}, for --linux-append is to go behind it"
+        "a machine file of Linux has no line `{0} = ...`\n  try: write one in {DIRECTORY}, for its value is to be changed"
     )]
-    NoCommandLine,
-    /// Text for a Linux that is not wanted.
-    #[error("--linux-append has no Linux to go to\n  try: without --linux none")]
-    Useless,
+    NoLine(&'static str),
+    /// An option for a Linux that is not wanted.
+    #[error("{0} has no Linux to go to\n  try: without --linux none")]
+    Useless(&'static str),
 }
 
 /// The machines of an image for a person. Where Linux was not asked for and cannot be had, there is none, and it is said.
@@ -150,8 +164,13 @@ pub fn provide(
     permission: Permission,
 ) -> Result<Vec<Machine>, MachineError> {
     let kinds = options.kinds(command_line);
-    if kinds.is_empty() && !options.linux_append.is_empty() {
-        return Err(MachineError::Useless);
+    if kinds.is_empty() {
+        if !options.linux_append.is_empty() {
+            return Err(MachineError::Useless("--linux-append"));
+        }
+        if options.linux_vcpus.is_some() {
+            return Err(MachineError::Useless("--linux-vcpus"));
+        }
     }
     match machines(workspace, &kinds, options, permission) {
         Err(MachineError::Provision(error)) if !options.is_explicit(command_line) => {
@@ -183,7 +202,7 @@ pub fn machines(
         .map(|kind| {
             describe(
                 &directory.join(format!("{}.toml", kind.name())),
-                &options.linux_append,
+                &options.changes(),
             )
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -237,7 +256,17 @@ impl Options {
             || self.kernel.is_some()
             || self.initrd.is_some()
             || !self.linux_append.is_empty()
+            || self.linux_vcpus.is_some()
             || Kind::ALL.iter().any(|&kind| is_named(kind, command_line))
+    }
+
+    /// What they change in machine files.
+    fn changes(&self) -> Changes<'_> {
+        Changes {
+            append: &self.linux_append,
+            vcpus: self.linux_vcpus,
+            autostart: None,
+        }
     }
 
     /// The packages that some machines take files from.
@@ -261,15 +290,42 @@ fn is_named(kind: Kind, command_line: &str) -> bool {
     guests.split(',').any(|name| name == kind.name())
 }
 
-/// The text of a machine file, with more of a command line.
-fn describe(path: &Path, more: &str) -> Result<String, MachineError> {
+/// The text of a machine file, with changes.
+fn describe(path: &Path, changes: &Changes<'_>) -> Result<String, MachineError> {
     let text =
         fs::read_to_string(path).map_err(|error| MachineError::Read(path.to_path_buf(), error))?;
-    extend(&text, more)
+    change(&text, changes)
+}
+
+/// A machine file's text with changes.
+fn change(text: &str, changes: &Changes<'_>) -> Result<String, MachineError> {
+    let mut text = extend(text, changes.append)?;
+    if let Some(vcpus) = changes.vcpus {
+        text = replace(&text, "vcpus", &vcpus.to_string())?;
+    }
+    if let Some(autostart) = changes.autostart {
+        text = replace(&text, "autostart", &autostart.to_string())?;
+    }
+    Ok(text)
+}
+
+/// Whether a line of a machine file is that of a key.
+fn is_of(line: &str, key: &str) -> bool {
+    line.split('=').next().map(str::trim) == Some(key)
+}
+
+/// A machine file's text with another value of a key, which stands on a line of its own.
+fn replace(text: &str, key: &'static str, value: &str) -> Result<String, MachineError> {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let line = lines.iter_mut().find(|line| is_of(line, key));
+    *line.ok_or(MachineError::NoLine(key))? = format!("{key} = {value}");
+    lines.push(String::new());
+    Ok(lines.join("\n"))
 }
 
 /// A machine file's text with more behind its command line.
 fn extend(text: &str, more: &str) -> Result<String, MachineError> {
+    const KEY: &str = "command-line";
     let more = more.trim();
     if more.is_empty() {
         return Ok(text.to_owned());
@@ -280,10 +336,9 @@ fn extend(text: &str, more: &str) -> Result<String, MachineError> {
         ));
     }
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let is_it = |line: &&mut String| line.split('=').next().map(str::trim) == Some("command-line");
-    let line = lines.iter_mut().find(is_it);
-    let line = line.ok_or(MachineError::NoCommandLine)?;
-    let end = line.rfind('"').ok_or(MachineError::NoCommandLine)?;
+    let line = lines.iter_mut().find(|line| is_of(line, KEY));
+    let line = line.ok_or(MachineError::NoLine(KEY))?;
+    let end = line.rfind('"').ok_or(MachineError::NoLine(KEY))?;
     // The value is a basic string: what would end it, or begin an escape, is escaped.
     let escaped = more.replace('\\', r"\\").replace('"', r#"\""#);
     line.insert_str(end, &format!(" {escaped}"));
@@ -357,7 +412,7 @@ mod tests {
     #[test]
     fn the_options_say_which_machines() {
         use Kind::{Cloud, Debian};
-        let cases: [(&str, &str, &[Kind], bool); 10] = [
+        let cases: [(&str, &str, &[Kind], bool); 11] = [
             ("", "", &[Cloud], false),
             ("", "guests=hello", &[Cloud], false),
             ("", "guests=hello,linux", &[Cloud], true),
@@ -368,6 +423,7 @@ mod tests {
             ("--linux both", "", &[Cloud, Debian], true),
             ("--linux none --kernel k", "", &[Cloud], true),
             ("--linux-append quiet", "", &[Cloud], true),
+            ("--linux-vcpus 8", "", &[Cloud], true),
         ];
         for (line, command_line, kinds, explicit) in cases {
             let options = options(line);
@@ -405,6 +461,7 @@ mod tests {
             kernel: Some(place("kernel")),
             initrd: Some(place("initrd")),
             linux_append: " quiet ".into(),
+            linux_vcpus: Some(8),
             ..Options::default()
         };
         let made = |options: &Options| provide(&workspace(), options, "", Permission::Refused);
@@ -413,7 +470,12 @@ mod tests {
         let machine = &machines[0];
         assert_eq!((machine.name, &machine.kernel), ("linux", &kernel()));
         assert_eq!(machine.initrd, b"an initrd");
-        assert!(machine.description.contains("\"console=ttyS0 quiet\"\n"));
+        assert!(
+            machine
+                .description
+                .contains("\"console=ttyS0 panic=1 quiet\"\n")
+        );
+        assert!(machine.description.contains("\nvcpus = 8\n"));
 
         options.kernel = Some(place("initrd"));
         assert!(
@@ -424,10 +486,12 @@ mod tests {
     }
 
     #[test]
-    fn text_for_no_linux_is_an_error() {
-        let options = options("--linux none --linux-append quiet");
-        let result = provide(&workspace(), &options, "", Permission::Refused);
-        assert!(matches!(result, Err(MachineError::Useless)));
+    fn an_option_for_no_linux_is_an_error() {
+        for option in ["--linux-append quiet", "--linux-vcpus 8"] {
+            let options = options(&format!("--linux none {option}"));
+            let result = provide(&workspace(), &options, "", Permission::Refused);
+            assert!(matches!(result, Err(MachineError::Useless(name)) if option.starts_with(name)));
+        }
     }
 
     #[test]
@@ -436,14 +500,36 @@ mod tests {
             let path = source_root()
                 .join(DIRECTORY)
                 .join(format!("{}.toml", kind.name()));
-            let table: toml::Table = describe(&path, "").unwrap().parse().unwrap();
+            let table: toml::Table = describe(&path, &Changes::default())
+                .unwrap()
+                .parse()
+                .unwrap();
             let text = |key: &str| table[key].as_str().unwrap().to_owned();
             assert_eq!(text("image"), format!("{}/vmlinuz", kind.name()));
             assert_eq!(text("initrd"), format!("{}/initrd", kind.name()));
-            assert_eq!(text("command-line"), "console=ttyS0");
+            assert_eq!(text("command-line"), "console=ttyS0 panic=1");
             assert_eq!(text("platform"), "pc");
             assert_eq!(Kind::named(kind.name()), Some(kind));
         }
+    }
+
+    #[test]
+    fn other_values_take_the_place_of_those_in_the_file() {
+        let file = "autostart = true # text\ncommand-line = \"a\"\nvcpus = 1\n";
+        let changes = Changes {
+            append: "b",
+            vcpus: Some(8),
+            autostart: Some(false),
+        };
+        assert_eq!(
+            change(file, &changes).unwrap(),
+            "autostart = false\ncommand-line = \"a b\"\nvcpus = 8\n"
+        );
+        assert_eq!(change(file, &Changes::default()).unwrap(), file);
+        assert!(matches!(
+            change("command-line = \"a\"\n", &changes),
+            Err(MachineError::NoLine("vcpus"))
+        ));
     }
 
     #[test]

@@ -117,7 +117,18 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     image::check_guests(&workspace, &options.append)?;
     let permission = options.install.permission();
     let tools = packages::provide(kind, permission)?;
-    let linux = linux::provide(&workspace, &options.linux, &options.append, permission)?;
+    let mut linux = linux::provide(&workspace, &options.linux, &options.append, permission)?;
+    if !options.script.trim().is_empty() {
+        // A script says itself what starts, and is not to depend on what a machine file says.
+        let changes = linux::Changes {
+            autostart: Some(false),
+            ..linux::Changes::default()
+        };
+        linux = linux
+            .iter()
+            .map(|machine| machine.with(&changes))
+            .collect::<Result<_, _>>()?;
+    }
     let build = compile::build(&workspace, permission)?;
     let site = Site::new(&workspace.machines())?;
     image::write(&site.disk(), &build, &options.append, None, &linux)?;

@@ -236,7 +236,7 @@ pub(crate) mod tests {
                 [0, TABLE_WALK, 0],
                 "read of unmapped guest-physical 0x0, by its page walk",
             ),
-            (Reason::HALTED, [0; 3], "halted, and nothing can wake it"),
+            (Reason::HALTED, [0; 3], "halted for good"),
             (
                 Reason::ENTRY_FAILED,
                 [7, 0, 0],

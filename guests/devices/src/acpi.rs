@@ -282,6 +282,10 @@ fn dsdt(vcpus: u32, config: &bus::Config) -> Sdt {
             &Irq(line::KEYBOARD),
         ];
         device(&mut devices, "KBD_", &eisa("PNP0303"), 0, &resources);
+        // The controller has two connectors. A driver that is told of the first only takes the second for switched off by mistake,
+        // and says so; that nothing is attached to either it finds out by itself.
+        let resources: [&dyn Aml; 1] = [&Irq(line::AUXILIARY)];
+        device(&mut devices, "MOU_", &eisa("PNP0F13"), 0, &resources);
     }
     if config.com1 {
         let resources: [&dyn Aml; 2] = [&range(bus::COM1, uart::PORTS as u8), &Irq(line::COM1)];

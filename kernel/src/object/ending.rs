@@ -108,7 +108,7 @@ impl fmt::Display for Ending {
                 )
             }
             Self::Killed => f.write_str("killed"),
-            Self::Halted => f.write_str("halted, and nothing can wake it"),
+            Self::Halted => f.write_str("halted for good"),
             Self::TaskSwitch { selector } => write!(
                 f,
                 "hardware task switch to selector {selector:#x}, not emulated"

@@ -48,6 +48,7 @@ pub mod number {
     pub const TSC_AUX: u32 = 0xc000_0103;
     pub const SYSCFG: u32 = 0xc001_0010;
     pub const HWCR: u32 = 0xc001_0015;
+    pub const NB_CFG: u32 = 0xc001_001f;
     pub const VM_CR: u32 = 0xc001_0114;
 }
 
@@ -64,6 +65,9 @@ const MISC_ENABLE_RESET: u64 = MISC_ENABLE_FAST_STRINGS | 1 << 11 | 1 << 12;
 const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
 /// HWCR bits that system software sets and that change nothing in a guest: TlbCacheDis, FFDis, IgnneEm.
 const HWCR_WITHOUT_EFFECT: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+/// NB_CFG: EnableCf8ExtCfg, which lets CF8 reach the extended configuration space (BKDG for family 10h). A system that finds such
+/// a family sets it without asking for a feature; a guest's PCI has no extended space, so it changes nothing.
+const NB_CFG_WITHOUT_EFFECT: u64 = 1 << 46;
 /// VM_CR: LOCK and SVMDIS (APM2 15.30.1): SVM is off and stays so.
 const VM_CR: u64 = 1 << 3 | 1 << 4;
 
@@ -187,6 +191,7 @@ pub fn read(
         n::MISC_ENABLE if intel => Ok(state.misc_enable),
         n::SYSCFG if !intel => Ok(0),
         n::HWCR if !intel => Ok(HWCR_TSC_FREQ_SEL),
+        n::NB_CFG if !intel => Ok(0),
         n::VM_CR if !intel => Ok(VM_CR),
         _ if is_switched(msr, features) => context.switched(msr).ok_or(GeneralProtection),
         _ if features.mtrr => state.mtrr(msr).ok_or(GeneralProtection),
@@ -239,6 +244,7 @@ pub fn write(
         }
         n::SYSCFG if !intel => only(value, 0)?,
         n::HWCR if !intel => only(value & !HWCR_WITHOUT_EFFECT, HWCR_TSC_FREQ_SEL)?,
+        n::NB_CFG if !intel => only(value, NB_CFG_WITHOUT_EFFECT)?,
         // LOCK and SVMDIS are locked, and writes to them ignored; no other bit can be set.
         n::VM_CR if !intel => only(value, VM_CR)?,
         _ if is_switched(msr, features) => {
@@ -628,6 +634,10 @@ mod tests {
         assert_eq!(amd.write(n::SYSCFG, 0), Ok(()));
         assert_eq!(amd.write(n::SYSCFG, 1 << 23), Err(GP));
         assert_eq!(intel.read(n::HWCR), Err(GP));
+        assert_eq!(amd.write(n::NB_CFG, 1 << 46), Ok(()));
+        assert_eq!(amd.read(n::NB_CFG), Ok(0));
+        assert_eq!(amd.write(n::NB_CFG, 1 << 45), Err(GP));
+        assert_eq!(intel.read(n::NB_CFG), Err(GP));
     }
 
     #[test]

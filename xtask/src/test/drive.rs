@@ -46,7 +46,7 @@ pub fn run(
     let linux = linux
         .iter()
         .filter(named)
-        .map(|machine| machine.with(scenario.linux_append))
+        .map(|machine| machine.with(&scenario.linux()))
         .collect::<Result<Vec<_>, _>>()?;
     image::write(
         &site.disk(),

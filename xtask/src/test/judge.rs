@@ -78,6 +78,17 @@ fn check(pattern: &Pattern, lines: &[String], ending: Ending) -> Result<(), Stri
             // What did not happen yet could still have happened.
             (None, _) => Err("the machine did not get to its end".to_owned()),
         },
+        Pattern::Only(text, known) => {
+            let mut such = lines.iter().filter(|line| line.contains(text)).peekable();
+            if such.peek().is_none() {
+                return Err(format!("no line with {text:?}"));
+            }
+            match such.find(|line| !known.iter().any(|known| line.contains(known))) {
+                Some(line) => Err(format!("there is {line:?}")),
+                None if matches!(ending, Ending::Status(_)) => Ok(()),
+                None => Err("the machine did not get to its end".to_owned()),
+            }
+        }
     }
 }
 
@@ -243,6 +254,9 @@ mod tests {
             (Pattern::Ordered(&["one", "one"]), false),
             (Pattern::Never("four"), true),
             (Pattern::Never("one"), false),
+            (Pattern::Only("t", &["three", "tw"]), true),
+            (Pattern::Only("t", &["two", "one"]), false),
+            (Pattern::Only("four", &["four"]), false),
         ];
         let lines = lines("one\ntwo\nthree");
         for (pattern, good) in PATTERNS {
@@ -252,7 +266,9 @@ mod tests {
                 "{pattern:?}"
             );
         }
-        assert!(check(&Pattern::Never("four"), &lines, Ending::Killed).is_err());
+        for pattern in [Pattern::Never("four"), Pattern::Only("t", &["t"])] {
+            assert!(check(&pattern, &lines, Ending::Killed).is_err());
+        }
         const SCENARIO: Scenario = Scenario {
             expectations: &[Expectation {
                 name: "speaks",

@@ -3,6 +3,7 @@
 //! A boot is expensive, so a scenario checks as much as one boot can show. To add one, add an entry to [`ALL`].
 
 use crate::image;
+use crate::linux::Changes;
 use crate::machine::Kind;
 use crate::script::Step;
 
@@ -27,6 +28,10 @@ pub struct Scenario {
     pub guests: Option<&'static [&'static str]>,
     /// More of the command line of each Linux in the image, such as `plinth.run=uname%20-a`.
     pub linux_append: &'static str,
+    /// The number of vCPUs of each Linux, where it is not what the machine file says.
+    pub linux_vcpus: Option<u32>,
+    /// Whether Linux starts with the control guest, where its machine file says so.
+    pub autostart: bool,
     /// What is typed at the control guest.
     pub script: &'static [Step<'static>],
     /// The machine is killed after so many seconds.
@@ -59,6 +64,8 @@ pub enum Pattern {
     Ordered(&'static [&'static str]),
     /// No line contains this, and the machine got to its end.
     Never(&'static str),
+    /// A line contains the first text, and each that does contains one of the others, too. The machine got to its end.
+    Only(&'static str, &'static [&'static str]),
 }
 
 impl Scenario {
@@ -70,6 +77,16 @@ impl Scenario {
             kind
         };
         self.machines.contains(&like)
+    }
+
+    /// What the machine files of Linux have otherwise.
+    pub fn linux(&self) -> Changes<'static> {
+        Changes {
+            append: self.linux_append,
+            vcpus: self.linux_vcpus,
+            // A script that starts it itself finds it as it was made.
+            autostart: (!self.autostart).then_some(false),
+        }
     }
 
     /// Whose reports of tests have no prefix: those of the guest that has the machine to itself, or else the kernel's.
@@ -111,6 +128,8 @@ pub const DEFAULT: Scenario = Scenario {
     command_line: "",
     guests: None,
     linux_append: "",
+    linux_vcpus: None,
+    autostart: false,
     script: &[],
     timeout: 400,
     status: 0,
@@ -200,10 +219,39 @@ macro_rules! linux_tells {
     };
 }
 
-/// Linux as an operator has it: its shell on the console, then its end.
+/// Linux counts its CPUs, and computes on as many at once.
+const LINUX_COUNTS: &str = "quiet plinth.run=echo%20$(nproc)%20CPUs,%20$(cat%20/sys/devices/system/cpu/online)%20online;\
+    for%20i%20in%20$(seq%20$(nproc));do%20dd%20if=/dev/zero%20bs=1024%20count=1024%202>/dev/null|md5sum>/tmp/$i&%20done;wait;\
+    sort%20/tmp/[1-9]|uniq%20-c";
+
+/// What the commands of [`LINUX_COUNTS`] give, with so many CPUs.
+macro_rules! linux_counts {
+    ($cpus:literal, $online:literal) => {
+        &[
+            "[linux] plinth-init: ready",
+            concat!("[linux] ", $cpus, " CPUs, ", $online, " online"),
+            // MD5 of a MiB of zeroes, and how often it came out.
+            concat!(" ", $cpus, " b6d81b360a5672d80c27430f39153e2c"),
+            "[linux] plinth-init: status 0",
+            "linux ended: powered off",
+        ]
+    };
+}
+
+/// Linux tells what its kernel has warned of: what has level 4 or less, whoever it is from (the level is the number modulo 8).
+const LINUX_WARNS: &str = "quiet plinth.run=dmesg%20-r|awk%20-F'[<>]'%20'$2%8<5'|sed%20's/^/warned:%20/';echo%20that%20was%20all";
+
+/// What the same kernel warns of, too, in QEMU without Plinth: see docs/testing.md.
+const KNOWN_WARNINGS: &[&str] = &[
+    // QEMU's EPYC has a family and a model that are concerned, and no microcode against it.
+    "Speculative Return Stack Overflow: IBPB-extending microcode not applied!",
+    "Speculative Return Stack Overflow: WARNING: See https://",
+    // Where the host took the CPU away meanwhile.
+    "tsc: Unable to calibrate against PIT",
+];
+
+/// Linux as an operator has it, who finds it started: its shell on the console, then its end.
 const LINUX_SHELL: &[Step<'static>] = &[
-    Step::Type("create linux"),
-    Step::Type("start linux"),
     Step::Type("console linux"),
     Step::Expect("plinth-init: ready"),
     Step::Keys("echo $((6*7)) is the answer\r"),
@@ -218,6 +266,47 @@ const LINUX_SHELL: &[Step<'static>] = &[
     Step::Keys("\x1d"),
     Step::Expect("linux ended: powered off"),
     Step::Type("list"),
+    Step::Type("shutdown 0"),
+];
+
+/// The other ends that Linux can have. What decides on them is set while it runs, so that each costs no boot of the whole machine.
+const LINUX_ENDS: &[Step<'static>] = &[
+    // A panic, after which it resets its machine: so its machine file's command line wants it.
+    Step::Type("create linux"),
+    Step::Type("start linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("echo c >/proc/sysrq-trigger\r"),
+    Step::Expect("linux is gone"),
+    // A triple fault, which Linux can be told to make where it would reset.
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("echo triple >/sys/kernel/reboot/type; reboot -f\r"),
+    Step::Expect("it has ended: triple fault"),
+    // Ctrl-] leaves the console.
+    Step::Keys("\x1d"),
+    Step::Expect("linux ended: triple fault"),
+    Step::Type("list"),
+    // A halt of all CPUs with interrupts off.
+    Step::Type("restart linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("halt -f\r"),
+    Step::Expect("it has ended: halted"),
+    Step::Keys("\x1d"),
+    Step::Expect("linux ended: halted"),
+    Step::Type("list"),
+    // A panic behind which Linux waits for ever, with interrupts on: nothing tells that from work.
+    Step::Type("restart linux"),
+    Step::Type("console linux"),
+    Step::Expect("plinth-init: ready"),
+    Step::Keys("echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger\r"),
+    Step::Expect("end Kernel panic"),
+    Step::Keys("\x1d"),
+    Step::Type("sleep 2"),
+    Step::Type("list"),
+    Step::Type("kill linux"),
+    Step::Expect("linux ended: killed"),
     Step::Type("shutdown 0"),
 ];
 
@@ -290,17 +379,101 @@ pub static ALL: &[Scenario] = &[
         machines: &[Kind::QemuSvm],
         guests: Some(&["linux"]),
         linux_append: "quiet",
+        autostart: true,
         script: LINUX_SHELL,
         timeout: 600,
         expectations: &[
             ordered(
-                "reboots-and-powers-off",
+                "starts-reboots-and-powers-off",
                 &[
+                    "linux runs",
                     "42 is the answer",
                     "linux ended: reset",
                     "linux ended: powered off",
                 ],
             ),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
+    // It warns of nothing that it would not warn of in the same emulator without Plinth.
+    Scenario {
+        name: "linux-warnings",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: LINUX_WARNS,
+        script: &[Step::Type("run linux"), Step::Type("shutdown 0")],
+        timeout: 600,
+        expectations: &[
+            Expectation {
+                name: "none-is-new",
+                pattern: Pattern::Only("[linux] warned: ", KNOWN_WARNINGS),
+            },
+            ordered(
+                "all-are-told",
+                &["[linux] that was all", "linux ended: powered off"],
+            ),
+        ],
+        ..DEFAULT
+    },
+    // How else Linux can end, and what follows.
+    Scenario {
+        name: "linux-ends",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: "quiet",
+        script: LINUX_ENDS,
+        timeout: 900,
+        expectations: &[
+            ordered(
+                "a-panic-resets",
+                &[
+                    "Kernel panic - not syncing: sysrq triggered crash",
+                    "linux ended: reset, rip 0x0; it is restarted",
+                ],
+            ),
+            matches(
+                "a-triple-fault-is-listed",
+                r"^ *\d+ +linux +ended .* keep +triple fault$",
+            ),
+            matches(
+                "a-halt-is-listed",
+                r"^ *\d+ +linux +ended .* keep +halted for good$",
+            ),
+            // No other list has it running.
+            matches(
+                "a-panic-that-waits-runs-on",
+                r"^ *\d+ +linux +running .* keep *$",
+            ),
+            never("no-panic-of-plinth", "panic at"),
+        ],
+        ..DEFAULT
+    },
+    // More vCPUs than CPUs, and fewer.
+    Scenario {
+        name: "linux-eight",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: LINUX_COUNTS,
+        linux_vcpus: Some(8),
+        script: &[Step::Type("run linux"), Step::Type("shutdown 0")],
+        timeout: 900,
+        expectations: &[
+            ordered("all-are-online-and-compute", linux_counts!("8", "0-7")),
+            never("no-panic", "panic"),
+        ],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "linux-one",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["linux"]),
+        linux_append: LINUX_COUNTS,
+        linux_vcpus: Some(1),
+        script: &[Step::Type("run linux"), Step::Type("shutdown 0")],
+        timeout: 600,
+        expectations: &[
+            ordered("it-is-online-and-computes", linux_counts!("1", "0")),
             never("no-panic", "panic"),
         ],
         ..DEFAULT
