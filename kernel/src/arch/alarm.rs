@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// No moment.
 const NEVER: u64 = u64::MAX;
 
-/// What is awaited of a CPU's timer. Only that CPU uses it; the handler of its interrupt may come between any two steps.
+/// What is awaited of a CPU's timer. Only that CPU changes it; the handler of its interrupt may come between any two steps.
 #[derive(Debug)]
 pub(super) struct Alarm {
     /// What is waited for.
@@ -54,6 +54,11 @@ impl Alarm {
         self.set.store(NEVER, Ordering::Relaxed);
     }
 
+    /// Whether the moment waited for is before this one.
+    pub(super) fn is_before(&self, moment: u64) -> bool {
+        self.deadline.load(Ordering::Relaxed) < moment
+    }
+
     /// The interrupt has come.
     pub(super) fn fired(&self, now: u64) -> Fired {
         let deadline = self.deadline.load(Ordering::Relaxed);
@@ -85,6 +90,17 @@ mod tests {
         assert!(alarm.arm(50));
         alarm.disarm();
         assert!(alarm.arm(70), "it was stopped again");
+    }
+
+    #[test]
+    fn what_is_overdue_is_seen() {
+        let alarm = Alarm::new();
+        assert!(!alarm.is_before(u64::MAX), "nothing is waited for");
+        alarm.arm(100);
+        assert!(!alarm.is_before(100));
+        assert!(alarm.is_before(101));
+        alarm.fired(101);
+        assert!(!alarm.is_before(101), "its interrupt was taken");
     }
 
     #[test]

@@ -331,6 +331,15 @@ pub fn disarm() {
     }
 }
 
+/// Whether the CPU's timer should have interrupted it a good while ago, at the time `now` of the TSC.
+///
+/// No CPU loses an interrupt, but QEMU does: its VMRUN with a virtual interrupt may forget one that comes at the same moment, until
+/// the next comes. A guest that never exits would have the CPU until then.
+pub fn is_overdue(cpu: &Cpu, now: u64) -> bool {
+    // Two milliseconds: the kernel keeps interrupts off for far less.
+    cpu.alarm.is_before(now.saturating_sub(tsc_hz() / 500))
+}
+
 /// Sets the calling CPU's timer.
 #[inline(never)]
 fn program(deadline: u64) {

@@ -271,6 +271,9 @@ extern "C" fn handle(frame: &mut Frame) {
         apic::KICK => {
             me.counters.kick.fetch_add(1, Ordering::Relaxed);
             me.pending.fetch_or(cpu::PENDING_KICK, Ordering::Relaxed);
+            if time::is_overdue(me, time::tsc()) {
+                time::interrupt(me);
+            }
             apic::end_of_interrupt();
         }
         apic::ERROR => {

@@ -98,6 +98,7 @@ impl<V: Vendor> Kernel<V> {
                 None => break,
             }
         }
+        self.sched.look_after_others(state, now);
     }
 
     /// Halts until there is something to do.
@@ -115,11 +116,15 @@ impl<V: Vendor> Kernel<V> {
             (queue.is_empty(), queue.timers.earliest())
         };
         if empty && !state.cpu.is_pending() {
-            match earliest {
-                Some(deadline) => time::arm(deadline),
-                None => time::disarm(),
-            }
             let start = time::tsc();
+            match self
+                .sched
+                .next_look(state, start)
+                .min(earliest.unwrap_or(u64::MAX))
+            {
+                u64::MAX => time::disarm(),
+                deadline => time::arm(deadline),
+            }
             trap::enable_and_halt();
             state
                 .idle_ticks

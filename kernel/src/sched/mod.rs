@@ -157,6 +157,28 @@ impl<V: Vendor> Sched<V> {
         }
     }
 
+    /// Kicks CPUs whose timer should have ended a slice a good while ago.
+    fn look_after_others(&self, state: &CpuState<V>, now: u64) {
+        for other in &self.cpus {
+            if other.cpu.id != state.cpu.id && time::is_overdue(other.cpu, now) {
+                self.attract(other, PENDING_RESCHEDULE);
+            }
+        }
+    }
+
+    /// When a CPU that is idle at `now` looks after the others again: not while all are idle.
+    fn next_look(&self, state: &CpuState<V>, now: u64) -> u64 {
+        let busy = |other: &CpuState<V>| {
+            other.cpu.id != state.cpu.id && !other.idle.load(Ordering::Relaxed)
+        };
+        if self.cpus.iter().any(busy) {
+            // A twentieth of a second: it is not worth more of an idle CPU.
+            now.saturating_add(time::tsc_hz() / 20)
+        } else {
+            u64::MAX
+        }
+    }
+
     /// Somebody has to look at the first domain's end.
     pub fn ask_for_attention(&self) {
         self.attention.store(true, Ordering::Release);
