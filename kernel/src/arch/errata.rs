@@ -1,5 +1,7 @@
 //! What this CPU does wrong, and what is done about it.
 
+use core::arch::x86_64::{__cpuid, __cpuid_count};
+
 use raw_cpuid::CpuId;
 
 use super::msr::{self, Msr};
@@ -21,8 +23,7 @@ pub fn largest_guest_page() -> PageSize {
     let is_intel = cpuid
         .get_vendor_info()
         .is_some_and(|vendor| vendor.as_str() == "GenuineIntel");
-    let tells = core::arch::x86_64::__cpuid(0).eax >= 7
-        && core::arch::x86_64::__cpuid_count(7, 0).edx & ARCH_CAPABILITIES != 0;
+    let tells = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & ARCH_CAPABILITIES != 0;
     largest(
         is_intel,
         tells
@@ -38,6 +39,17 @@ const fn largest(is_intel: bool, capabilities: Option<u64>) -> PageSize {
         (true, Some(capabilities)) if capabilities & IF_PSCHANGE_MC_NO != 0 => PageSize::Size1G,
         (true, _) => PageSize::Size4K,
     }
+}
+
+/// Whether the CPU is QEMU's TCG. What it lacks, or does otherwise than the manual says, is allowed for where this is asked.
+pub fn is_tcg() -> bool {
+    const ECX_HYPERVISOR: u32 = 1 << 31;
+    let name = __cpuid(0x4000_0000);
+    __cpuid(1).ecx & ECX_HYPERVISOR != 0
+        && [name.ebx, name.ecx, name.edx]
+            .map(u32::to_le_bytes)
+            .as_flattened()
+            == b"TCGTCGTCGTCG"
 }
 
 #[cfg(test)]

@@ -87,15 +87,6 @@ pub fn run(name: &str) -> ! {
     }
 }
 
-/// Whether the CPU is QEMU's TCG, whose lacks and whose dependence on a busy host some tests allow for.
-fn is_tcg() -> bool {
-    let leaf = core::arch::x86_64::__cpuid(0x4000_0000);
-    [leaf.ebx, leaf.ecx, leaf.edx]
-        .map(u32::to_le_bytes)
-        .as_flattened()
-        == b"TCGTCGTCGTCG"
-}
-
 /// Runs the suite; the number of failures.
 fn suite() -> u32 {
     trap::disable_interrupts();

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use super::interrupts::await_interrupt;
 use super::{check, mailbox, tests};
-use crate::arch::{apic, cpu, time, trap};
+use crate::arch::{apic, cpu, errata, time, trap};
 
 tests!("timer":
     fires_in_time_and_never_early,
@@ -53,7 +53,7 @@ fn fire(us: u64) -> Result<(u64, u64), &'static str> {
 
 fn fires_in_time_and_never_early() -> super::Outcome {
     // A busy host gives an emulated CPU its turn late.
-    let slack = if super::is_tcg() { 20_000 } else { 500 };
+    let slack = if errata::is_tcg() { 20_000 } else { 500 };
     for us in [100, 1000, 10_000, 50_000] {
         let mut best = u64::MAX;
         for _ in 0..5 {

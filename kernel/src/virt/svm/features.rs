@@ -7,6 +7,7 @@ use bitflags::bitflags;
 use core::arch::x86_64::__cpuid;
 
 use super::validate::Limits;
+use crate::arch::errata;
 use crate::virt::{Capabilities, Capability, Lack};
 
 bitflags! {
@@ -57,6 +58,8 @@ pub struct Identity {
     pub features: Features,
     /// Width of physical addresses in bits.
     pub physical_bits: u8,
+    /// It is QEMU's emulation: it delivers an injected interrupt again if something stops its CPU before the next exit.
+    pub injects_twice: bool,
 }
 
 const ECX_SVM: u32 = 1 << 2;
@@ -81,6 +84,7 @@ impl Identity {
             physical_bits: leaf(0x8000_0008)
                 .map_or(36, |leaf| leaf.eax as u8)
                 .clamp(32, 52),
+            injects_twice: errata::is_tcg(),
         }
     }
 
@@ -250,6 +254,7 @@ mod tests {
         asids: 16,
         features: Features::all().difference(Features::LOCK),
         physical_bits: 48,
+        injects_twice: false,
     };
 
     fn what(identity: Identity, vm_cr: u64) -> &'static str {

@@ -95,12 +95,13 @@ impl SvmVcpu {
 
     /// Has the next VMRUN deliver an event.
     ///
-    /// An external interrupt goes as a virtual interrupt that is not intercepted (APM2 15.21.4): with IF set, as it is here,
-    /// the CPU takes it before the guest's first instruction. By EVENTINJ, QEMU's VMRUN delivers it too, but does so again
-    /// if something stops its CPU before the next exit. Where the window stands open for another, there is EVENTINJ only.
+    /// Where EVENTINJ is not to be trusted with an external interrupt, that goes as a virtual interrupt that is not intercepted
+    /// (APM2 15.21.4): with IF set, as it is here, the CPU takes it before the guest's first instruction. Where the window
+    /// stands open for another, there is EVENTINJ only.
     fn send(&mut self, event: Option<EventInjection>) {
         let offered = event.filter(|event| {
-            matches!(event.event(), Some(event) if event.kind == EventKind::External)
+            self.identity.injects_twice
+                && matches!(event.event(), Some(event) if event.kind == EventKind::External)
                 && !self.vmcb.control.intercepts1.contains(Intercepts1::VINTR)
         });
         let control = &mut self.vmcb.control;
