@@ -68,7 +68,8 @@ pub struct Slot {
     pub write: u32,
     /// Elements: 1, or of a string access as many as `data` holds.
     pub count: u32,
-    /// Elements of a string access: written by the kernel for OUTS, read by it for INS after `DEVICE_COMPLETE`.
+    /// Elements of a string access: written by the kernel for OUTS, read by it for INS after `DEVICE_COMPLETE`. Where the access is none,
+    /// the first eight bytes are 0, and the rest means nothing.
     pub data: [u8; DATA],
     /// 0.
     pub reserved: [u64; 2],

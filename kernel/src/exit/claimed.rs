@@ -73,7 +73,7 @@ pub(super) fn port<V: Vendor>(
         write: !access.input,
         value,
         count: 1,
-        data: [0; DATA],
+        data: None,
     };
     let told = vcpu.domain.tell_claimer(ClaimKind::Ports, run.vcpu, &told);
     told.then(|| vcpu.wait_for_device(Completion::Port(access, length)))
@@ -120,7 +120,7 @@ pub(super) fn string<V: Vendor>(
         write: !io.input,
         value: 0,
         count,
-        data,
+        data: Some(data),
     };
     let told = vcpu.domain.tell_claimer(ClaimKind::Ports, run.vcpu, &told);
     told.then(|| vcpu.wait_for_device(Completion::String(access, count)))
@@ -301,7 +301,7 @@ fn tell<V: Vendor>(
         write: wanted.write,
         value: wanted.value,
         count: 1,
-        data: [0; DATA],
+        data: None,
     };
     // An access across the end of a page has two addresses; no device expects that.
     let inside = gpa.offset_in(PAGE_SIZE) + u64::from(wanted.size) <= PAGE_SIZE;

@@ -133,22 +133,24 @@ pub unsafe fn store_shared(hpa: Hpa, source: &[u8]) -> bool {
     let Some(to) = checked_pointer(hpa, source.len()) else {
         return false;
     };
-    let mut done = 0;
-    while let Some(rest) = source.get(done..).filter(|rest| !rest.is_empty()) {
-        let at = to.wrapping_add(done);
-        match rest.first_chunk::<8>() {
-            Some(word) if (at as usize).is_multiple_of(8) => {
-                // SAFETY: eight mapped bytes, aligned; only atomic accesses are made to them, as the caller promises.
-                let target = unsafe { AtomicU64::from_ptr(at.cast()) };
-                target.store(u64::from_le_bytes(*word), Ordering::Relaxed);
-                done += 8;
-            }
-            _ => {
-                // SAFETY: as above, for one byte.
-                unsafe { AtomicU8::from_ptr(at) }.store(rest[0], Ordering::Relaxed);
-                done += 1;
-            }
-        }
+    let (head, rest) = source.split_at(to.align_offset(8).min(source.len()));
+    let (words, tail) = rest.as_chunks::<8>();
+    let byte = |at: *mut u8, value: u8| {
+        // SAFETY: a mapped byte; only atomic accesses are made to it, as the caller promises.
+        unsafe { AtomicU8::from_ptr(at) }.store(value, Ordering::Relaxed);
+    };
+    for (offset, &value) in head.iter().enumerate() {
+        byte(to.wrapping_add(offset), value);
+    }
+    let mut at = to.wrapping_add(head.len());
+    for word in words {
+        // SAFETY: eight mapped bytes, aligned; as above.
+        let target = unsafe { AtomicU64::from_ptr(at.cast()) };
+        target.store(u64::from_le_bytes(*word), Ordering::Relaxed);
+        at = at.wrapping_add(8);
+    }
+    for (offset, &value) in tail.iter().enumerate() {
+        byte(at.wrapping_add(offset), value);
     }
     true
 }

@@ -538,7 +538,7 @@ impl<V: Vendor> Context<V> {
             write: false,
             value: 0,
             count: 1,
-            data: [0; plinth_abi::device::DATA],
+            data: None,
         };
         if !self
             .domain

@@ -1,5 +1,6 @@
 //! Claims: who serves the ports and the device memory of a domain.
 
+use core::mem::offset_of;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,7 +74,7 @@ pub struct Access {
     /// Elements.
     pub count: u32,
     /// Elements of a string access.
-    pub data: [u8; DATA],
+    pub data: Option<[u8; DATA]>,
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -130,12 +131,16 @@ impl<V: Vendor> Claim<V> {
             kind: self.kind.number(),
             write: access.write.into(),
             count: access.count,
-            data: access.data,
+            data: access.data.unwrap_or([0; DATA]),
             reserved: [0; 2],
         };
         let at = Self::slot(vcpu);
-        let bytes = slot.as_bytes();
-        let (first, rest) = bytes.split_at(size_of::<u64>());
+        // Most accesses have no data. The first element reads 0 then; behind that they leave alone what is there.
+        let end = match access.data {
+            Some(_) => size_of::<Slot>(),
+            None => offset_of!(Slot, data) + size_of::<u64>(),
+        };
+        let (first, rest) = slot.as_bytes()[..end].split_at(size_of::<u64>());
         // The sequence last: who sees it sees the rest.
         self.memory.write(at + first.len() as u64, rest)?;
         self.memory.write(at, first)?;
@@ -152,7 +157,7 @@ impl<V: Vendor> Claim<V> {
     /// The data that the claimer left in the vCPU's slot, read once.
     pub fn data(&self, vcpu: &Vcpu<V>) -> [u8; DATA] {
         let mut data = [0xff; DATA];
-        let at = Self::slot(vcpu) + core::mem::offset_of!(Slot, data) as u64;
+        let at = Self::slot(vcpu) + offset_of!(Slot, data) as u64;
         // Where it cannot be read it reads as nobody's port does.
         let _ = self.memory.read(at, &mut data);
         data

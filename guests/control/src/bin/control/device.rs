@@ -245,9 +245,10 @@ impl Devices {
         let edges = ports.take_edges();
         let intr = ports.has_intr();
         for (lines, level) in [(edges.lowered, false), (edges.raised, true)] {
-            let gsis = bus::gsis(lines);
-            for gsi in (0..line::PINS).filter(|gsi| gsis >> gsi & 1 != 0) {
-                let _ = self.domain.set_line(gsi, level);
+            let mut gsis = bus::gsis(lines);
+            while gsis != 0 {
+                let _ = self.domain.set_line(gsis.trailing_zeros(), level);
+                gsis &= gsis - 1;
             }
         }
         if intr != self.intr {

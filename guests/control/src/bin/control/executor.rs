@@ -18,11 +18,13 @@ use embassy_time_driver::Driver;
 use embassy_time_queue_utils::Queue;
 use plinth_rt::{hypercall, object};
 
-/// Events that are taken between two looks at the tasks.
-const EVENTS: usize = 64;
+/// Rounds between two looks at the clock, which costs a hypercall: so late may a timer be.
+const ROUNDS: u32 = 16;
 
 /// Whether a task wants to run.
 static PENDING: AtomicBool = AtomicBool::new(false);
+/// Whether a task waits for a time that the executor does not know of yet.
+static TIMERS_CHANGED: AtomicBool = AtomicBool::new(true);
 
 #[unsafe(export_name = "__pender")]
 fn pender(_context: *mut ()) {
@@ -54,6 +56,7 @@ impl Driver for Clock {
     }
 
     fn schedule_wake(&self, at: u64, waker: &Waker) {
+        TIMERS_CHANGED.store(true, Ordering::Relaxed);
         critical_section::with(|section| {
             self.queue(section, |queue| queue.schedule_wake(at, waker))
         });
@@ -80,23 +83,23 @@ pub fn run<E>(start: impl FnOnce(Spawner) -> Result<(), E>, deliver: impl Fn(u64
     if let Err(why) = start(executor.spawner()) {
         return why;
     }
+    // When the first timer ends, and how many rounds there may be before the clock is looked at.
+    let (mut next, mut rounds) = (u64::MAX, 0);
     loop {
         PENDING.store(false, Ordering::Relaxed);
         // SAFETY: called from here only, and never from within a task or the pender.
         unsafe { executor.poll() };
-        let next = CLOCK.wake_expired();
+        if rounds == 0 || TIMERS_CHANGED.swap(false, Ordering::Relaxed) {
+            next = CLOCK.wake_expired();
+            rounds = ROUNDS;
+        }
+        let pending = PENDING.load(Ordering::Relaxed);
         // A deadline of 0 takes what is pending without waiting.
-        let mut deadline = if PENDING.load(Ordering::Relaxed) {
-            0
-        } else {
-            next
-        };
-        for _ in 0..EVENTS {
-            match object::wait(deadline) {
-                Ok(Some(key)) => deliver(key),
-                Ok(None) | Err(_) => break,
-            }
-            deadline = 0;
+        rounds -= 1;
+        match object::wait(if pending { 0 } else { next }) {
+            Ok(Some(key)) => deliver(key),
+            Ok(None) | Err(_) if pending => {}
+            Ok(None) | Err(_) => rounds = 0,
         }
     }
 }
