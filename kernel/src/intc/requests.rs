@@ -117,6 +117,11 @@ impl Requests {
     /// The highest vector in IRR.
     #[inline]
     pub fn highest(&self) -> Option<u8> {
+        // Mostly there is none, and that is to be found out soon.
+        let any = self.irr.iter().fold(0, |any, word| any | word.load(SeqCst));
+        if any == 0 {
+            return None;
+        }
         highest(self.irr.iter().rev().map(|word| word.load(SeqCst)))
     }
 
