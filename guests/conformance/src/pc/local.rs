@@ -107,14 +107,15 @@ fn base_reserved_bits() -> Outcome {
 }
 
 fn base_of_the_second_vcpu() -> Outcome {
-    let first = [spin_until(cell(0), 1), end()];
+    // The other notes its signal as done a moment after it is seen.
+    let first = [spin_until(cell(0), 1), ops::delay(10_000_000), end()];
     let second = [
         rdmsr(APIC_BASE).gives(BASE | ENABLED),
         // The flag cannot be set.
         wrmsr(APIC_BASE, BASE | BSP | ENABLED),
         rdmsr(APIC_BASE).gives(BASE | ENABLED),
-        // The last: the other ends the domain as soon as it sees this, before it may have been noted as done.
         put(cell(0), 1),
+        ops::idle(),
     ];
     gives(&[&first, &second]).map(drop)
 }
