@@ -295,8 +295,12 @@ fn interpreter() -> Snippet {
         "mov qword ptr [rbx + 40], 1",
         "add rbx, 64",
         "jmp 2b",
-        // END.
-        "20: mov eax, 4",
+        // END: after a while, in which other vCPUs note as done what this one has seen already.
+        "20: mov ecx, 200000",
+        "8: pause",
+        "dec ecx",
+        "jnz 8b",
+        "mov eax, 4",
         "mov rdi, rsi",
         "call r15",
         // WRMSR, RDMSR, WRMSR of a moment.
