@@ -295,10 +295,11 @@ fn interpreter() -> Snippet {
         "mov qword ptr [rbx + 40], 1",
         "add rbx, 64",
         "jmp 2b",
-        // END: after a while, in which other vCPUs note as done what this one has seen already.
-        "20: mov ecx, 200000",
-        "8: pause",
-        "dec ecx",
+        // END: a moment later, when another vCPU has noted as done what this one has seen already. In QEMU, where CPUs take turns, it is the
+        // PAUSE that gives the other its turn, and a long one; in Bochs a few instructions are a turn.
+        "20: pause",
+        "mov ecx, 1000",
+        "8: dec ecx",
         "jnz 8b",
         "mov eax, 4",
         "mov rdi, rsi",
