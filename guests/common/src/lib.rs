@@ -11,5 +11,5 @@ mod ticks;
 mod why;
 
 pub use local::Local;
-pub use ticks::{RUNS, Ticks};
+pub use ticks::Ticks;
 pub use why::{Outcome, Test, Why};

@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// How often each operation is measured, after as many runs that warm up what the kernel remembers.
-pub const RUNS: usize = 101;
+const RUNS: usize = 101;
 
 /// A function that gives the ticks around the instructions given, which may change RAX, RCX and RDX.
 #[macro_export]

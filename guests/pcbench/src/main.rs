@@ -97,10 +97,7 @@ fn main() -> u32 {
     second::spin(true);
     report("halt_timer", &|| {
         rest();
-        let whole = timed(|| {
-            apic::set_deadline(now() + REST);
-            wait_for_one();
-        });
+        let whole = timed(rest);
         // The other vCPU has had the CPU for the rest.
         whole.saturating_sub(second::spun())
     });
@@ -133,7 +130,7 @@ fn wait_for_one() {
     }
 }
 
-/// Lets the second vCPU come to rest.
+/// Halts until the timer ends it, so that the second vCPU has the CPU, and comes to rest.
 fn rest() {
     apic::set_deadline(now() + REST);
     wait_for_one();

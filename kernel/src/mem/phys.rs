@@ -104,22 +104,26 @@ pub unsafe fn load_shared(hpa: Hpa, target: &mut [u8]) -> bool {
     let Some(from) = checked_pointer(hpa, target.len()) else {
         return false;
     };
-    let mut done = 0;
-    while let Some(rest) = target.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let at = from.wrapping_add(done);
-        match rest.first_chunk_mut::<8>() {
-            Some(word) if (at as usize).is_multiple_of(8) => {
-                // SAFETY: eight mapped bytes, aligned; only atomic accesses are made to them, as the caller promises.
-                let value = unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Relaxed);
-                *word = value.to_le_bytes();
-                done += 8;
-            }
-            _ => {
-                // SAFETY: as above, for one byte.
-                rest[0] = unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Relaxed);
-                done += 1;
-            }
-        }
+    let (head, rest) = target.split_at_mut(from.align_offset(8).min(target.len()));
+    let (words, tail) = rest.as_chunks_mut::<8>();
+    let byte = |at: *mut u8| {
+        // SAFETY: a mapped byte; only atomic accesses are made to it, as the caller promises.
+        unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Relaxed)
+    };
+    let mut at = from;
+    for value in head {
+        *value = byte(at);
+        at = at.wrapping_add(1);
+    }
+    for word in words {
+        // SAFETY: eight mapped bytes, aligned; as above.
+        let source = unsafe { AtomicU64::from_ptr(at.cast()) };
+        *word = source.load(Ordering::Relaxed).to_le_bytes();
+        at = at.wrapping_add(8);
+    }
+    for value in tail {
+        *value = byte(at);
+        at = at.wrapping_add(1);
     }
     true
 }
@@ -139,18 +143,20 @@ pub unsafe fn store_shared(hpa: Hpa, source: &[u8]) -> bool {
         // SAFETY: a mapped byte; only atomic accesses are made to it, as the caller promises.
         unsafe { AtomicU8::from_ptr(at) }.store(value, Ordering::Relaxed);
     };
-    for (offset, &value) in head.iter().enumerate() {
-        byte(to.wrapping_add(offset), value);
+    let mut at = to;
+    for &value in head {
+        byte(at, value);
+        at = at.wrapping_add(1);
     }
-    let mut at = to.wrapping_add(head.len());
     for word in words {
         // SAFETY: eight mapped bytes, aligned; as above.
         let target = unsafe { AtomicU64::from_ptr(at.cast()) };
         target.store(u64::from_le_bytes(*word), Ordering::Relaxed);
         at = at.wrapping_add(8);
     }
-    for (offset, &value) in tail.iter().enumerate() {
-        byte(at.wrapping_add(offset), value);
+    for &value in tail {
+        byte(at, value);
+        at = at.wrapping_add(1);
     }
     true
 }

@@ -82,19 +82,12 @@ struct Claims<V: Vendor> {
 }
 
 impl<V: Vendor> Claims<V> {
-    /// The claim that an address belongs to.
-    /// As [`Self::at`]. Who is asked for now is asked for again: it is the first to be looked at then.
+    /// The claim that an address belongs to. Who is asked for now is asked for again: it is the first to be looked at then.
     fn find(&mut self, kind: ClaimKind, address: u64) -> Option<&Claim<V>> {
         let is_it = |claim: &Claim<V>| claim.kind == kind && claim.range.contains(&address);
         let at = self.list.iter().position(is_it)?;
         self.list.swap(0, at);
         self.list.first()
-    }
-
-    fn at(&self, kind: ClaimKind, address: u64) -> Option<&Claim<V>> {
-        self.list
-            .iter()
-            .find(|claim| claim.kind == kind && claim.range.contains(&address))
     }
 }
 
@@ -448,8 +441,8 @@ impl<V: Vendor> Domain<V> {
         address: u64,
         vcpu: &Vcpu<V>,
     ) -> Option<[u8; plinth_abi::device::DATA]> {
-        let claims = self.claims.lock();
-        claims.at(kind, address).map(|claim| claim.data(vcpu))
+        let mut claims = self.claims.lock();
+        claims.find(kind, address).map(|claim| claim.data(vcpu))
     }
 
     /// Ends the claim that begins at `first`.

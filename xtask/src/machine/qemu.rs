@@ -81,20 +81,18 @@ pub fn instructions(directory: &Path) -> anyhow::Result<u64> {
     };
     // It greets first, and wants to be asked for what it can do.
     next()?;
-    for ask in ["qmp_capabilities", "query-replay"] {
-        writeln!(&socket, "{{\"execute\":\"{ask}\"}}").context("cannot ask QEMU")?;
-        let answer = loop {
+    let mut ask = |command| {
+        writeln!(&socket, "{{\"execute\":\"{command}\"}}").context("cannot ask QEMU")?;
+        loop {
             let line = next()?;
             // What happens meanwhile is told, too.
             if !line.contains("\"event\"") {
-                break line;
+                return anyhow::Ok(line);
             }
-        };
-        if ask == "query-replay" {
-            return count(&answer);
         }
-    }
-    anyhow::bail!("QEMU has not answered")
+    };
+    ask("qmp_capabilities")?;
+    count(&ask("query-replay")?)
 }
 
 /// The count in the answer to `query-replay`.

@@ -84,6 +84,10 @@ impl SvmVcpu {
         self.changes |= Changes::of(group);
     }
 
+    fn window_is_open(&self) -> bool {
+        self.vmcb.control.intercepts1.contains(Intercepts1::VINTR)
+    }
+
     fn set_window(&mut self, open: bool) {
         let control = &mut self.vmcb.control;
         control.intercepts1.set(Intercepts1::VINTR, open);
@@ -99,30 +103,29 @@ impl SvmVcpu {
     /// (APM2 15.21.4): with IF set, as it is here, the CPU takes it before the guest's first instruction. Where the window
     /// stands open for another, there is EVENTINJ only.
     fn send(&mut self, event: Option<EventInjection>) {
-        let offered = event.filter(|event| {
-            self.identity.injects_twice
-                && matches!(event.event(), Some(event) if event.kind == EventKind::External)
-                && !self.vmcb.control.intercepts1.contains(Intercepts1::VINTR)
-        });
-        let control = &mut self.vmcb.control;
-        if let Some(event) = offered {
-            control.virtual_interrupt.set_irq(true);
-            control.virtual_interrupt.set_ignore_tpr(true);
-            control.virtual_interrupt.set_vector(event.vector());
+        let mut injected = event.unwrap_or(EventInjection::NONE);
+        if self.identity.injects_twice
+            && matches!(injected.event(), Some(event) if event.kind == EventKind::External)
+            && !self.window_is_open()
+        {
+            let offer = &mut self.vmcb.control.virtual_interrupt;
+            offer.set_irq(true);
+            offer.set_ignore_tpr(true);
+            offer.set_vector(injected.vector());
             self.touch(CleanBits::VIRTUAL_INTERRUPT);
+            injected = EventInjection::NONE;
         }
-        let injected = event.filter(|_| offered.is_none());
-        self.vmcb.control.event_injection = injected.unwrap_or(EventInjection::NONE);
+        self.vmcb.control.event_injection = injected;
     }
 
     /// The virtual interrupt that the guest has not taken, because something else ended its run first.
     fn take_back_offer(&mut self) -> Option<u8> {
-        let control = &mut self.vmcb.control;
-        if !control.virtual_interrupt.irq() || control.intercepts1.contains(Intercepts1::VINTR) {
+        if self.window_is_open() || !self.vmcb.control.virtual_interrupt.irq() {
             return None;
         }
-        control.virtual_interrupt.set_irq(false);
-        let vector = control.virtual_interrupt.vector();
+        let offer = &mut self.vmcb.control.virtual_interrupt;
+        offer.set_irq(false);
+        let vector = offer.vector();
         self.touch(CleanBits::VIRTUAL_INTERRUPT);
         Some(vector)
     }
@@ -615,9 +618,7 @@ impl Vcpu<Svm> for SvmVcpu {
 
     fn inject(&mut self, event: Event) -> bool {
         self.changes |= Changes::EVENT;
-        if event.kind == EventKind::External
-            && self.vmcb.control.intercepts1.contains(Intercepts1::VINTR)
-        {
+        if event.kind == EventKind::External && self.window_is_open() {
             // It was for this one. Whoever has another asks again.
             self.set_window(false);
         }
