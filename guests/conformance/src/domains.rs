@@ -3,7 +3,7 @@
 use plinth_rt::abi::call::{COPY_MAX, STREAM_MAX, access, watch};
 use plinth_rt::abi::domain::{MAX_HANDLES, MAX_VCPUS};
 use plinth_rt::abi::{
-    Call, DomainConfig, DomainState, ObjectType, Reason, Status, StreamHeader, rights,
+    Call, DomainConfig, DomainState, ObjectType, Reason, Status, StreamHeader, VcpuRun, rights,
 };
 use plinth_rt::{Outcome, Why, check, check_eq, hypercall};
 
@@ -26,6 +26,7 @@ tests!("domain":
     start,
     start_without_vcpu,
     pause_holds,
+    pause_soon_after_resume,
     pause_and_resume_itself,
     pause_while_waiting,
     kill_itself,
@@ -256,6 +257,20 @@ fn pause_holds() -> Outcome {
         check!(child.is(DomainState::RUNNING)?, "not RUNNING");
     }
     child.until_change(DATA)
+}
+
+/// Its CPU may just have chosen it: a state that can be read is that of a vCPU which runs nowhere.
+fn pause_soon_after_resume() -> Outcome {
+    let child = Child::running(count())?;
+    for round in 0..1000 {
+        child.domain.pause().must("pause")?;
+        child.state(0)?;
+        let run = child.vcpu(0).info().must("info")?.run;
+        check!(run == VcpuRun::HELD, "round {round}: {}", run.text());
+        child.domain.resume().must("resume")?;
+        sleep(MS / 1000 * (round % 100));
+    }
+    Ok(())
 }
 
 fn pause_and_resume_itself() -> Outcome {

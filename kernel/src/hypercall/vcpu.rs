@@ -49,8 +49,7 @@ fn with_context<V: Vendor, R>(
     vcpu: &Ref<Vcpu<V>>,
     f: impl FnOnce(&mut Context<V>, &mut V::Cpu) -> R,
 ) -> Result<R, Status> {
-    // A vCPU that was just paused may need a moment to leave its CPU.
-    let mut guard = vcpu.context.try_lock().ok_or(Status::AGAIN)?;
+    let mut guard = vcpu.at_rest()?;
     let context = guard.as_deref_mut().ok_or(Status::WRONG_STATE)?;
     caller.context.hw.detach(caller.run.hardware);
     let result = f(context, caller.run.hardware);
@@ -89,7 +88,7 @@ pub(super) fn get_state<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Don
         })?;
         caller.write(gpa, &state)?;
     } else {
-        let mut guard = vcpu.context.try_lock().ok_or(Status::AGAIN)?;
+        let mut guard = vcpu.at_rest()?;
         let context = guard.as_deref_mut().ok_or(Status::WRONG_STATE)?;
         let area = context.vector_state().bytes();
         for (index, piece) in area.chunks(PIECE).enumerate() {
@@ -120,7 +119,7 @@ pub(super) fn set_state<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Don
         vcpu.wake();
     } else {
         state_of(&vcpu.domain, &allowed)?;
-        let mut guard = vcpu.context.try_lock().ok_or(Status::AGAIN)?;
+        let mut guard = vcpu.at_rest()?;
         let context = guard.as_deref_mut().ok_or(Status::WRONG_STATE)?;
         let supported = context.cpuid.features().xcr0;
         let read = |offset: usize, out: &mut [u8]| caller.read_bytes(gpa + offset as u64, out);

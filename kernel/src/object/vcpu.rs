@@ -4,13 +4,13 @@ use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use plinth_abi::{Status, VcpuInfo};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use super::{Context, Domain, EventQueue, Kernel};
 use crate::arch::time;
 use crate::intc::{Delivery, Destination, Message, Requests};
 use crate::mem::{Amounts, Charge, Ref, try_box};
-use crate::sched::{Entity, NOWHERE, Waiter};
+use crate::sched::{Activity, Entity, NOWHERE, Waiter};
 use crate::trace::Counters;
 use crate::virt::Vendor;
 
@@ -122,6 +122,19 @@ impl<V: Vendor> Vcpu<V> {
     /// Whether it will never run again.
     pub fn is_over(&self) -> bool {
         self.entity.lock().is_over()
+    }
+
+    /// Its context while it runs nowhere; `None` in it where its domain has been taken apart.
+    ///
+    /// # Errors
+    /// `AGAIN` where it runs, or has been chosen to run: one that was just held or ended needs a moment to leave its CPU.
+    pub fn at_rest(&self) -> Result<MutexGuard<'_, Option<Box<Context<V>>>>, Status> {
+        let context = self.context.try_lock().ok_or(Status::AGAIN)?;
+        // Its CPU takes the context only after it was chosen: until then the context is free, but not at rest.
+        match self.entity.lock().activity {
+            Activity::Running => Err(Status::AGAIN),
+            _ => Ok(context),
+        }
     }
 
     /// No event reaches it any more.

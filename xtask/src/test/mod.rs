@@ -81,7 +81,8 @@ impl TestResult {
 struct Tally {
     names: BTreeSet<String>,
     passed: usize,
-    failed: usize,
+    /// The lines of those that failed.
+    failures: Vec<String>,
 }
 
 impl Tally {
@@ -92,20 +93,31 @@ impl Tally {
         } else {
             TestResult::failed(result.name, "a second result of this name")
         };
+        let line = result.line();
         if result.failure.is_none() {
             self.passed += 1;
         } else {
-            self.failed += 1;
+            self.failures.push(line.clone());
         }
-        result.line()
+        line
+    }
+
+    /// What failed, once more: thousands of lines may have come since.
+    fn summary(&self) -> String {
+        let mut summary = String::new();
+        for line in &self.failures {
+            summary.push_str(line);
+            summary.push('\n');
+        }
+        summary + &self.last_line()
     }
 
     fn last_line(&self) -> String {
-        format!("{} passed, {} failed", self.passed, self.failed)
+        format!("{} passed, {} failed", self.passed, self.failures.len())
     }
 
     fn is_good(&self) -> bool {
-        self.failed == 0 && self.passed > 0
+        self.failures.is_empty() && self.passed > 0
     }
 }
 
@@ -177,10 +189,10 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         .tally
         .into_inner()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    if tally.passed + tally.failed == 0 {
+    if tally.names.is_empty() {
         eprintln!("error: no test ran\n  try: another --filter");
     }
-    println!("{}", tally.last_line());
+    println!("{}", tally.summary());
     Ok(if tally.is_good() {
         ExitCode::SUCCESS
     } else {
@@ -280,7 +292,10 @@ mod tests {
             "test b ... FAILED: x y"
         );
         assert!(!tally.is_good());
-        assert_eq!(tally.last_line(), "1 passed, 1 failed");
+        assert_eq!(
+            tally.summary(),
+            "test b ... FAILED: x y\n1 passed, 1 failed"
+        );
     }
 
     #[test]
