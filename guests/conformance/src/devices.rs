@@ -12,7 +12,9 @@ use plinth_rt::object::{Any, Event, Memory, bytes_of};
 use plinth_rt::{Outcome, Snippet, Why, check, check_eq, object, snippet};
 use zerocopy::FromBytes;
 
-use crate::child::{After, Child, DATA, ENTRY, Plan, Step, Temporary, agents, config, give, spin};
+use crate::child::{
+    self, After, Child, DATA, ENTRY, Plan, Step, Temporary, agents, config, give, spin,
+};
 use crate::kit::{Must, Owned, duplicate, event, memory, own, raw, refused, refuses, sleep, until};
 use crate::objects::Objects;
 use crate::window::Mapped;
@@ -50,6 +52,9 @@ tests!("device":
     mmio_comparisons,
     mmio_string_reads,
     mmio_other_instructions,
+    mmio_code_rewritten,
+    mmio_code_mapped_by_the_guest,
+    mmio_code_mapped_by_others,
     sequence_counts,
     tag_comes_back,
     two_vcpus_wait,
@@ -1158,6 +1163,76 @@ fn mmio_other_instructions() -> Outcome {
         check!(seen.is_none(), "it arrived at the claimer");
     }
     Ok(())
+}
+
+/// Reads four bytes of device memory for ever, and flushes its TLB after each: `mov eax, [rcx]`, `mov rax, cr3`, `mov cr3, rax`,
+/// `jmp`.
+const READS_FOUR: [u8; 10] = [0x8b, 1, 0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xeb, 0xf6];
+/// As [`READS_FOUR`], but one byte: `mov al, [rcx]`.
+const READS_ONE: [u8; 10] = [0x8a, 1, 0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xeb, 0xf6];
+
+/// A child that is at [`READS_FOUR`] at this address: its third access waits, so that whatever is remembered of it is.
+fn reader(code: u64, prepare: impl FnOnce(&Child) -> Outcome) -> Result<Served, Why> {
+    let served = Served::new(&Plan {
+        pages: 8,
+        ..Plan::new(snippet!("mov ecx, 0x100000", "jmp rax"))
+    })?;
+    served.claim(kind::MMIO, MMIO, 4096)?;
+    prepare(&served.child)?;
+    served.child.set(0, |state| state.rax = code)?;
+    served.child.start()?;
+    for _ in 0..2 {
+        served.sees(&read(0, 4))?;
+        served.complete(0)?;
+    }
+    served.sees(&read(0, 4))?;
+    Ok(served)
+}
+
+/// What it executes next is the other instruction at the same place.
+fn reads_one(served: &Served) -> Outcome {
+    served.complete(0)?;
+    for _ in 0..3 {
+        served.sees(&read(0, 1))?;
+        served.complete(0)?;
+    }
+    Ok(())
+}
+
+fn mmio_code_rewritten() -> Outcome {
+    const PAGE: u64 = 0x5000;
+    let served = reader(PAGE, |child| child.write(PAGE, &READS_FOUR))?;
+    served.child.write(PAGE, &READS_ONE)?;
+    reads_one(&served)
+}
+
+/// The guest's page table leads to another page with another instruction.
+fn mmio_code_mapped_by_the_guest() -> Outcome {
+    const LINEAR: u64 = 0x10_000;
+    const ENTRY: u64 = child::TABLE + LINEAR / 4096 * 8;
+    let served = reader(LINEAR, |child| {
+        child.write(0x5000, &READS_FOUR)?;
+        child.write(0x6000, &READS_ONE)?;
+        child.set_word(ENTRY, 0x5003)
+    })?;
+    served.child.set_word(ENTRY, 0x6003)?;
+    reads_one(&served)
+}
+
+/// Other memory is mapped at the guest-physical address.
+fn mmio_code_mapped_by_others() -> Outcome {
+    const GPA: u64 = 0x20_000;
+    let all = access::READ | access::WRITE | access::EXECUTE;
+    let (before, after) = (memory(4096)?, memory(4096)?);
+    let served = reader(GPA, |child| {
+        child.domain.map(GPA, *before, 0, 4096, all).must("map")?;
+        child.write(GPA, &READS_FOUR)
+    })?;
+    let child = &served.child;
+    child.domain.unmap(GPA, 4096).must("unmap")?;
+    child.domain.map(GPA, *after, 0, 4096, all).must("map")?;
+    child.write(GPA, &READS_ONE)?;
+    reads_one(&served)
 }
 
 /// A read of one byte without end.

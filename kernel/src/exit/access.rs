@@ -4,7 +4,7 @@ use plinth_abi::Segment;
 
 use super::{Next, raise};
 use crate::decode;
-use crate::mem::walk::{Intent, PageFault, Paging, WalkError};
+use crate::mem::walk::{Intent, PageFault, Paging, Trail, WalkError};
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Context, Ending};
 use crate::virt::event::vector;
@@ -142,6 +142,13 @@ pub(super) fn translate<V: Vendor>(
             },
             WalkError::Contended => Fault::Again,
         })
+}
+
+/// The way of a walk that finds code.
+pub(super) fn trail<V: Vendor>(vcpu: &Context<V>, linear: u64) -> Option<Trail> {
+    let paging = paging(vcpu);
+    vcpu.domain
+        .with_space(|space| paging.trail(&space.view(), linear, Intent::Fetch))?
 }
 
 /// Bytes from `linear` to the end of its page.

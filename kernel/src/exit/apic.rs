@@ -86,7 +86,21 @@ pub(super) fn write<V: Vendor>(
 }
 
 /// Does what a write leads to outside the local APIC. The caller then looks for an interrupt to deliver.
+#[inline(always)]
 fn follow<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, effect: Effect) {
+    match effect {
+        Effect::None
+        | Effect::SelfInterrupt
+        | Effect::Changed
+        | Effect::Eoi {
+            broadcast: false, ..
+        } => {}
+        _ => reach_out(vcpu, run, effect),
+    }
+}
+
+#[inline(never)]
+fn reach_out<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, effect: Effect) {
     let Some(pc) = &vcpu.domain.pc else {
         return;
     };

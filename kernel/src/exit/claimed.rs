@@ -3,9 +3,10 @@
 use plinth_abi::device::DATA;
 
 use super::access::{self, Fault};
-use super::mmio::{self, Pending, Registers, Step};
+use super::mmio::{self, Step, Wait};
 use super::string::{self, StringAccess};
 use super::{Next, apic, instruction, io};
+use crate::decode::{Instruction, Operation};
 use crate::mem::walk::Intent;
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Access, ClaimKind, Context, Ending, Run};
@@ -20,14 +21,16 @@ pub enum Completion {
     Port(Io, u8),
     /// INS or OUTS, and how many elements.
     String(StringAccess, u32),
-    /// An instruction that touched an address, of so many bytes.
-    Mmio(Pending, u8),
+    /// An instruction that touched an address.
+    Mmio(Instruction, Wait),
     /// An interrupt acknowledge cycle: the answer is the vector.
     Acknowledge,
 }
 
 /// Steps of one instruction: a read, a write, and the end.
 const STEPS: usize = 4;
+/// Encoding of RSP.
+const RSP: u8 = 4;
 
 /// Completes what a vCPU waited for: the claimer's answer is `value`.
 pub fn complete<V: Vendor>(
@@ -39,10 +42,9 @@ pub fn complete<V: Vendor>(
     match completion {
         Completion::Port(access, length) => io::finish(vcpu, access, length, value),
         Completion::String(access, count) => finish_string(vcpu, run, access, count),
-        Completion::Mmio(pending, length) => {
-            let mut registers = registers(vcpu);
-            let step = pending.complete(value, &mut registers);
-            walk(vcpu, run, step, registers, length)
+        Completion::Mmio(instruction, wait) => {
+            let step = mmio::complete(&instruction, wait, value, &mut Registers::<V>(&mut vcpu.hw));
+            walk(vcpu, run, &instruction, step, None)
         }
         Completion::Acknowledge => {
             // Without an answer there was no interrupt.
@@ -161,10 +163,11 @@ fn finish_string<V: Vendor>(
 }
 
 /// An access that the nested tables do not allow: to what somebody has claimed, or the end of the domain.
+#[inline(never)]
 pub(super) fn nested_fault<V: Vendor>(
     vcpu: &mut Context<V>,
     run: &mut Run<'_, V>,
-    fault: NestedFault,
+    fault: &NestedFault,
 ) -> (Counter, Next) {
     // The delivery of an event to a device's memory is nothing that an instruction does.
     let served = apic::page(vcpu, fault.gpa).is_some()
@@ -172,77 +175,107 @@ pub(super) fn nested_fault<V: Vendor>(
     let claimed =
         served && !fault.present && !vcpu.hw.delivers_event() && !fault.fetch && !fault.table_walk;
     if !claimed {
-        return (Counter::NestedFault, vcpu.end(Ending::NestedFault(fault)));
+        return (Counter::NestedFault, vcpu.end(Ending::NestedFault(*fault)));
     }
-    let instruction = match instruction::decoded(vcpu) {
-        Ok(instruction) => instruction,
-        Err(next) => return (Counter::Mmio, next),
+    let instruction = match instruction::known(vcpu) {
+        Some(known) => *known,
+        None => match instruction::decoded(vcpu) {
+            Ok(instruction) => instruction,
+            Err(next) => return (Counter::Mmio, next),
+        },
     };
-    let registers = registers(vcpu);
-    match mmio::start(&instruction, &registers) {
+    match mmio::start(&instruction, &Registers::<V>(&mut vcpu.hw)) {
         Some(step) => {
-            let next = walk(vcpu, run, step, registers, instruction.length);
+            // A string instruction may have two operands in memory.
+            let is_string = matches!(instruction.operation, Operation::String { .. });
+            let known = (!is_string).then_some(fault);
+            let next = walk(vcpu, run, &instruction, step, known);
             (Counter::Mmio, next)
         }
-        None => (Counter::NestedFault, vcpu.end(Ending::NestedFault(fault))),
+        None => (Counter::NestedFault, vcpu.end(Ending::NestedFault(*fault))),
     }
 }
 
-fn registers<V: Vendor>(vcpu: &Context<V>) -> Registers {
-    Registers {
-        gprs: *vcpu.hw.gprs(),
-        rsp: vcpu.hw.rsp(),
-        rip: vcpu.hw.rip(),
-        rflags: vcpu.hw.rflags(),
+/// The registers of a vCPU.
+struct Registers<'a, V: Vendor>(&'a mut V::Vcpu);
+
+impl<V: Vendor> mmio::Registers for Registers<'_, V> {
+    fn get(&self, number: u8) -> u64 {
+        match number {
+            RSP => self.0.rsp(),
+            _ => self.0.gprs().get(number),
+        }
+    }
+
+    fn set(&mut self, number: u8, value: u64) {
+        match number {
+            RSP => self.0.set_rsp(value),
+            _ => self.0.gprs_mut().set(number, value),
+        }
+    }
+
+    fn rip(&self) -> u64 {
+        self.0.rip()
+    }
+
+    fn rflags(&self) -> u64 {
+        self.0.rflags()
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.0.set_rflags(value);
     }
 }
 
-/// Makes the steps of an instruction, until it is done or waits for a device.
+/// Makes the steps of an instruction, until it is done or waits for a device. `known` is the fault of its only operand in memory.
 fn walk<V: Vendor>(
     vcpu: &mut Context<V>,
     run: &mut Run<'_, V>,
+    instruction: &Instruction,
     mut step: Step,
-    mut registers: Registers,
-    length: u8,
+    known: Option<&NestedFault>,
 ) -> Next {
+    // A write to an interrupt controller may let an interrupt through.
+    let mut looks = false;
     for _ in 0..STEPS {
-        let (access, pending) = match step {
-            Step::Access(access, pending) => (access, pending),
-            Step::Done => {
-                put(vcpu, &registers);
-                vcpu.hw.skip(length);
-                // An interrupt controller may let one through now.
-                return vcpu.deliver_interrupt(run.vcpu);
-            }
-            Step::Repeat => {
-                put(vcpu, &registers);
-                vcpu.hw.skip(0);
-                return Next::Resume;
+        let (access, wait) = match step {
+            Step::Access(access, wait) => (access, wait),
+            Step::Done | Step::Repeat => {
+                let is_done = step == Step::Done;
+                vcpu.hw.skip(if is_done { instruction.length } else { 0 });
+                return if looks {
+                    vcpu.deliver_interrupt(run.vcpu)
+                } else {
+                    Next::Resume
+                };
             }
         };
-        match make(vcpu, run, &access) {
-            Ok(Made::Memory(value)) => step = pending.complete(value, &mut registers),
+        let value = match make(vcpu, run, &access, known) {
+            Ok(Made::Read(value)) => value,
+            Ok(Made::Written) => 0,
+            Ok(Made::Controlled) => {
+                looks = true;
+                0
+            }
             Ok(Made::Told) => {
-                // Registers have not changed yet: no step but the last changes any.
-                return vcpu.wait_for_device(Completion::Mmio(pending, length));
+                return vcpu.wait_for_device(Completion::Mmio(*instruction, wait));
             }
             Err(fault) => return fault.next(vcpu),
-        }
+        };
+        step = mmio::complete(instruction, wait, value, &mut Registers::<V>(&mut vcpu.hw));
     }
     // No instruction has so many.
     vcpu.end(Ending::Undecodable)
 }
 
-fn put<V: Vendor>(vcpu: &mut Context<V>, registers: &Registers) {
-    *vcpu.hw.gprs_mut() = registers.gprs;
-    vcpu.hw.set_rsp(registers.rsp);
-    vcpu.hw.set_rflags(registers.rflags);
-}
-
 /// How an access was made.
 enum Made {
-    /// To memory: what a read gave.
-    Memory(u64),
+    /// A read gave this.
+    Read(u64),
+    /// Memory was written.
+    Written,
+    /// An interrupt controller was written.
+    Controlled,
     /// The claimer was told.
     Told,
 }
@@ -252,6 +285,7 @@ fn make<V: Vendor>(
     vcpu: &mut Context<V>,
     run: &mut Run<'_, V>,
     wanted: &mmio::Access,
+    known: Option<&NestedFault>,
 ) -> Result<Made, Fault> {
     let name = access::segment_name(wanted.segment);
     let segment = vcpu.hw.segment(name);
@@ -264,15 +298,21 @@ fn make<V: Vendor>(
     } else {
         Intent::Read
     };
-    let gpa = access::translate(vcpu, linear, intent)?;
+    // The CPU has found this address already, with all checks; unless what faulted is a later page of the operand, or less was wanted.
+    let known = known.filter(|fault| {
+        fault.gpa.offset_in(PAGE_SIZE) == linear % PAGE_SIZE && (fault.write || !wanted.write)
+    });
+    let gpa = match known {
+        Some(fault) => fault.gpa,
+        None => access::translate(vcpu, linear, intent)?,
+    };
     if let Some(page) = apic::page(vcpu, gpa) {
-        let value = if wanted.write {
+        return Ok(if wanted.write {
             apic::write(vcpu, run, page, gpa, wanted.size, wanted.value);
-            0
+            Made::Controlled
         } else {
-            apic::read(vcpu, run, page, gpa, wanted.size)
-        };
-        return Ok(Made::Memory(value));
+            Made::Read(apic::read(vcpu, run, page, gpa, wanted.size))
+        });
     }
     if vcpu.domain.has_claim(ClaimKind::Mmio, gpa.get()) {
         return tell(vcpu, run, wanted, gpa);
@@ -283,10 +323,10 @@ fn make<V: Vendor>(
         .unwrap_or_default();
     if wanted.write {
         access::write(vcpu, linear, part)?;
-        return Ok(Made::Memory(0));
+        return Ok(Made::Written);
     }
     access::read(vcpu, linear, part)?;
-    Ok(Made::Memory(u64::from_le_bytes(bytes)))
+    Ok(Made::Read(u64::from_le_bytes(bytes)))
 }
 
 fn tell<V: Vendor>(

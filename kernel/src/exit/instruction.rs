@@ -1,15 +1,15 @@
 //! The instruction that exited: its bytes, its length, and the way past it.
 
-use super::Next;
 use super::access::{self, CodeSize, Fault};
+use super::{Next, decode_cache};
 use crate::decode::{self, DecodeError, MAX_LENGTH, Mode};
 use crate::mem::Window;
 use crate::mem::walk::Intent;
 use crate::object::{Context, Ending};
 use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
 
-/// Instructions that the cache remembers. A power of two.
-const CACHED: usize = 16;
+/// Pairs of instructions that the cache remembers. A power of two.
+const PAIRS: usize = 8;
 
 /// Lengths of instructions that exited, for CPUs that do not tell them: SVM without NRIP-save, which AMD's CPUs have had
 /// since 2009 and QEMU's emulation lacks.
@@ -19,7 +19,7 @@ const CACHED: usize = 16;
 /// guest that maps other memory, with another encoding of the same instruction, at the same address under the same CR3:
 /// its RIP then goes wrong by the difference, which harms nobody else.
 #[derive(Debug, Default)]
-pub struct LengthCache([Option<Entry>; CACHED]);
+pub struct LengthCache([[Option<Entry>; 2]; PAIRS]);
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -34,16 +34,28 @@ struct Entry {
 
 impl LengthCache {
     #[inline(always)]
-    fn slot(rip: u64) -> usize {
-        (rip as usize ^ (rip >> 4) as usize) % CACHED
+    fn pair(rip: u64) -> usize {
+        (rip as usize ^ (rip >> 4) as usize) % PAIRS
     }
 
     #[inline(always)]
     fn find(&self, rip: u64, cr3: u64) -> Option<u8> {
-        let entry = self.0.get(Self::slot(rip))?.as_ref()?;
-        let same =
-            entry.rip == rip && entry.cr3 == cr3 && entry.window.load() & entry.mask == entry.bytes;
-        same.then_some(entry.length)
+        let [first, second] = self.0.get(Self::pair(rip))?;
+        let length = |entry: &Option<Entry>| {
+            let entry = entry.as_ref()?;
+            let same = entry.rip == rip
+                && entry.cr3 == cr3
+                && entry.window.load() & entry.mask == entry.bytes;
+            same.then_some(entry.length)
+        };
+        length(first).or_else(|| length(second))
+    }
+
+    /// Forgets the older one of the pair.
+    fn put(&mut self, entry: Entry) {
+        if let Some([first, second]) = self.0.get_mut(Self::pair(entry.rip)) {
+            *second = first.replace(entry);
+        }
     }
 }
 
@@ -92,10 +104,29 @@ fn decoded_length<V: Vendor>(vcpu: &mut Context<V>) -> Result<u8, Next> {
     Ok(length)
 }
 
-/// What the exiting instruction is, from its bytes.
+/// The exiting instruction, where it is remembered that its bytes are this.
+#[inline(always)]
+pub(super) fn known<V: Vendor>(vcpu: &Context<V>) -> Option<&decode::Instruction> {
+    let (_, mode) = position(vcpu);
+    match mode {
+        Mode::Long64 => decode_cache::find(vcpu),
+        _ => None,
+    }
+}
+
+/// What the exiting instruction is: as it is remembered, or from its bytes.
 pub(super) fn decoded<V: Vendor>(vcpu: &mut Context<V>) -> Result<decode::Instruction, Next> {
+    if let Some(known) = known(vcpu) {
+        return Ok(*known);
+    }
+    let epoch = vcpu.domain.kernel.sched.epoch();
     let bytes = fetch(vcpu).map_err(|fault| fault.next(vcpu))?;
-    decode::decode(bytes.as_slice(), bytes.mode).map_err(|why| refused(vcpu, why))
+    let instruction =
+        decode::decode(bytes.as_slice(), bytes.mode).map_err(|why| refused(vcpu, why))?;
+    if bytes.mode == Mode::Long64 {
+        decode_cache::remember(vcpu, epoch, bytes.as_slice(), &instruction);
+    }
+    Ok(instruction)
 }
 
 /// Bytes that exited and make no instruction: another CPU has changed them meanwhile, or the CPU knows more than Plinth.
@@ -176,15 +207,13 @@ fn remember<V: Vendor>(vcpu: &mut Context<V>, fetched: &Fetched, length: u8) {
     for (to, from) in bytes.iter_mut().zip(fetched.as_slice()) {
         *to = *from;
     }
-    let rip = vcpu.hw.rip();
-    if let Some(slot) = vcpu.lengths.0.get_mut(LengthCache::slot(rip)) {
-        *slot = Some(Entry {
-            rip,
-            cr3: vcpu.hw.cr3(),
-            window,
-            mask,
-            bytes: u64::from_le_bytes(bytes) & mask,
-            length,
-        });
-    }
+    let entry = Entry {
+        rip: vcpu.hw.rip(),
+        cr3: vcpu.hw.cr3(),
+        window,
+        mask,
+        bytes: u64::from_le_bytes(bytes) & mask,
+        length,
+    };
+    vcpu.lengths.put(entry);
 }

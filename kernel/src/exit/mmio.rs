@@ -1,7 +1,7 @@
 //! What an instruction that touched device memory does, one access at a time. Pure: the accesses are made by the caller, who may
 //! let any time go by until it has an answer.
 //!
-//! An instruction is a few steps: [`start`] gives the first, [`Pending::complete`] the next. No register changes before the last
+//! An instruction is a few steps: [`start`] gives the first, [`complete`] the next. No register changes before the last
 //! step of an instruction, or of an element of a string: one that is given up, or that faults at its second access, is simply run
 //! again. It is not atomic, LOCK or not: devices are not memory.
 //!
@@ -11,7 +11,6 @@
 use crate::decode::{
     Alu, Instruction, Memory, Operand, Operation, Register, Segment, StringKind, mask, sign_extend,
 };
-use crate::virt::gprs::Gprs;
 
 /// Status flags of RFLAGS (SDM vol. 1 3.4.3.1).
 const CF: u64 = 1 << 0;
@@ -27,46 +26,35 @@ const DF: u64 = 1 << 10;
 /// Encodings of registers.
 const RAX: u8 = 0;
 const RCX: u8 = 1;
-const RSP: u8 = 4;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
 
 /// The registers that an instruction reads and writes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Registers {
-    /// The general registers but RSP.
-    pub gprs: Gprs,
-    /// RSP.
-    pub rsp: u64,
+pub trait Registers {
+    /// The whole general register with this encoding.
+    fn get(&self, number: u8) -> u64;
+    /// Sets it.
+    fn set(&mut self, number: u8, value: u64);
     /// Where the instruction is. It is never changed here: [`Step`] says whether to move past the instruction.
-    pub rip: u64,
+    fn rip(&self) -> u64;
     /// RFLAGS.
-    pub rflags: u64,
-}
+    fn rflags(&self) -> u64;
+    /// Sets it.
+    fn set_rflags(&mut self, value: u64);
 
-impl Registers {
-    /// The whole register with this encoding.
-    const fn whole(&self, number: u8) -> u64 {
-        match number {
-            RSP => self.rsp,
-            _ => self.gprs.get(number),
-        }
+    /// A register, or the part of one that an operand names.
+    fn read(&self, register: Register) -> u64 {
+        register.read(self.get(register.number))
     }
 
-    const fn read(&self, register: Register) -> u64 {
-        register.read(self.whole(register.number))
-    }
-
-    const fn write(&mut self, register: Register, value: u64) {
-        let whole = register.write(self.whole(register.number), value);
-        match register.number {
-            RSP => self.rsp = whole,
-            number => self.gprs.set(number, whole),
-        }
+    /// Writes it.
+    fn write(&mut self, register: Register, value: u64) {
+        let whole = register.write(self.get(register.number), value);
+        self.set(register.number, whole);
     }
 
     /// The value of an operand that is not in memory; 0 for one that is.
-    const fn value(&self, operand: Operand) -> u64 {
+    fn value(&self, operand: Operand) -> u64 {
         match operand {
             Operand::Register(register) => self.read(register),
             Operand::Immediate(value) => value,
@@ -74,8 +62,9 @@ impl Registers {
         }
     }
 
-    const fn set_status(&mut self, flags: u64) {
-        self.rflags = self.rflags & !STATUS | flags;
+    /// Sets the status flags.
+    fn set_status(&mut self, flags: u64) {
+        self.set_rflags(self.rflags() & !STATUS | flags);
     }
 }
 
@@ -97,8 +86,8 @@ pub struct Access {
 /// What comes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// This access, to memory or to a device; then [`Pending::complete`].
-    Access(Access, Pending),
+    /// This access, to memory or to a device; then [`complete`].
+    Access(Access, Wait),
     /// Nothing: the instruction is complete, and RIP moves past it.
     Done,
     /// An element of a repeated string instruction is complete, and others are left: RIP stays, so that the instruction is
@@ -106,23 +95,18 @@ pub enum Step {
     Repeat,
 }
 
-/// An instruction that waits for an access.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pending {
-    instruction: Instruction,
-    wait: Wait,
-}
-
 /// What an instruction waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Wait {
+pub enum Wait {
+    /// A read.
     Read,
     /// A write, after a read that gave this; 0 where nothing was read.
     Write(u64),
 }
 
 /// The first step of `instruction`; `None`: it is not emulated.
-pub fn start(instruction: &Instruction, registers: &Registers) -> Option<Step> {
+#[inline(always)]
+pub fn start(instruction: &Instruction, registers: &impl Registers) -> Option<Step> {
     let read = |memory| Some(access(instruction, memory, Wait::Read, 0, registers));
     let write = |memory, value| {
         Some(access(
@@ -182,115 +166,113 @@ pub fn start(instruction: &Instruction, registers: &Registers) -> Option<Step> {
     }
 }
 
-impl Pending {
-    /// The access is made, and gave `value` if it was a read; bits beyond its size are ignored. The registers are those with
-    /// which the instruction started.
-    pub fn complete(self, value: u64, registers: &mut Registers) -> Step {
-        let instruction = &self.instruction;
-        let size = instruction.operand_size;
-        let (value, is_written) = match self.wait {
-            Wait::Read => (value & mask(size), false),
-            Wait::Write(read) => (read, true),
-        };
-        match instruction.operation {
-            Operation::Move {
-                destination: Operand::Register(register),
-                ..
-            } => registers.write(register, value),
-            Operation::Extend {
-                destination,
-                signed,
-                ..
-            } => {
-                let extended = if signed {
-                    sign_extend(value, size)
-                } else {
-                    value
-                };
-                registers.write(destination, extended);
-            }
-            Operation::Exchange {
-                operand: Operand::Memory(memory),
-                register,
-            } => {
-                if !is_written {
-                    let new = registers.read(register);
-                    return access(instruction, memory, Wait::Write(value), new, registers);
-                }
-                registers.write(register, value);
-            }
-            Operation::Arithmetic {
-                kind,
-                destination,
-                source,
-            } => {
-                let of = |operand| match operand {
-                    Operand::Memory(_) => value,
-                    other => registers.value(other),
-                };
-                let carry = registers.rflags & CF;
-                let (result, flags) = alu(kind, of(destination), of(source), carry, size);
-                match destination {
-                    Operand::Memory(memory) if kind != Alu::Cmp && !is_written => {
-                        return access(instruction, memory, Wait::Write(value), result, registers);
-                    }
-                    Operand::Register(register) if kind != Alu::Cmp => {
-                        registers.write(register, result);
-                    }
-                    _ => {}
-                }
-                registers.set_status(flags);
-            }
-            Operation::Test { second, .. } => {
-                let (_, flags) = alu(Alu::And, value, registers.value(second), 0, size);
-                registers.set_status(flags);
-            }
-            Operation::String {
-                source,
-                destination,
-                ..
-            } => {
-                match destination {
-                    Some(memory) if !is_written => {
-                        return access(instruction, memory, Wait::Write(value), value, registers);
-                    }
-                    Some(_) => {}
-                    None => registers.write(accumulator(instruction), value),
-                }
-                return advance(
-                    instruction,
-                    source.is_some(),
-                    destination.is_some(),
-                    registers,
-                );
-            }
-            _ => {}
+/// The access for which `instruction` waits is made, and gave `value` if it was a read; bits beyond its size are ignored. The registers
+/// are those with which the instruction started.
+pub fn complete(
+    instruction: &Instruction,
+    wait: Wait,
+    value: u64,
+    registers: &mut impl Registers,
+) -> Step {
+    let size = instruction.operand_size;
+    let (value, is_written) = match wait {
+        Wait::Read => (value & mask(size), false),
+        Wait::Write(read) => (read, true),
+    };
+    match instruction.operation {
+        Operation::Move {
+            destination: Operand::Register(register),
+            ..
+        } => registers.write(register, value),
+        Operation::Extend {
+            destination,
+            signed,
+            ..
+        } => {
+            let extended = if signed {
+                sign_extend(value, size)
+            } else {
+                value
+            };
+            registers.write(destination, extended);
         }
-        Step::Done
+        Operation::Exchange {
+            operand: Operand::Memory(memory),
+            register,
+        } => {
+            if !is_written {
+                let new = registers.read(register);
+                return access(instruction, memory, Wait::Write(value), new, registers);
+            }
+            registers.write(register, value);
+        }
+        Operation::Arithmetic {
+            kind,
+            destination,
+            source,
+        } => {
+            let of = |operand| match operand {
+                Operand::Memory(_) => value,
+                other => registers.value(other),
+            };
+            let carry = registers.rflags() & CF;
+            let (result, flags) = alu(kind, of(destination), of(source), carry, size);
+            match destination {
+                Operand::Memory(memory) if kind != Alu::Cmp && !is_written => {
+                    return access(instruction, memory, Wait::Write(value), result, registers);
+                }
+                Operand::Register(register) if kind != Alu::Cmp => {
+                    registers.write(register, result);
+                }
+                _ => {}
+            }
+            registers.set_status(flags);
+        }
+        Operation::Test { second, .. } => {
+            let (_, flags) = alu(Alu::And, value, registers.value(second), 0, size);
+            registers.set_status(flags);
+        }
+        Operation::String {
+            source,
+            destination,
+            ..
+        } => {
+            match destination {
+                Some(memory) if !is_written => {
+                    return access(instruction, memory, Wait::Write(value), value, registers);
+                }
+                Some(_) => {}
+                None => registers.write(accumulator(instruction), value),
+            }
+            return advance(
+                instruction,
+                source.is_some(),
+                destination.is_some(),
+                registers,
+            );
+        }
+        _ => {}
     }
+    Step::Done
 }
-
 /// The access to `memory` for which `instruction` waits so; `value` is what is written.
+#[inline(always)]
 fn access(
     instruction: &Instruction,
     memory: Memory,
     wait: Wait,
     value: u64,
-    registers: &Registers,
+    registers: &impl Registers,
 ) -> Step {
-    let next = registers.rip.wrapping_add(u64::from(instruction.length));
+    let next = registers.rip().wrapping_add(u64::from(instruction.length));
     let access = Access {
         segment: memory.segment,
-        offset: memory.effective_address(&|number| registers.whole(number), next),
+        offset: memory.effective_address(&|number| registers.get(number), next),
         size: instruction.operand_size,
         write: matches!(wait, Wait::Write(_)),
         value,
     };
-    let pending = Pending {
-        instruction: *instruction,
-        wait,
-    };
-    Step::Access(access, pending)
+    Step::Access(access, wait)
 }
 
 /// The register that a string instruction loads or stores.
@@ -313,9 +295,14 @@ const fn part(number: u8, size: u8) -> Register {
 }
 
 /// Moves a string instruction to its next element, by the index registers that it uses.
-fn advance(instruction: &Instruction, rsi: bool, rdi: bool, registers: &mut Registers) -> Step {
+fn advance(
+    instruction: &Instruction,
+    rsi: bool,
+    rdi: bool,
+    registers: &mut impl Registers,
+) -> Step {
     let size = u64::from(instruction.operand_size);
-    let step = if registers.rflags & DF != 0 {
+    let step = if registers.rflags() & DF != 0 {
         size.wrapping_neg()
     } else {
         size

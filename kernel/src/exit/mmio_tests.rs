@@ -10,10 +10,48 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decode::{Mode, decode};
+use crate::virt::gprs::Gprs;
 
 /// Bytes of each of the two areas that instructions work on: RSI and RDI point into the middle.
 const AREA: usize = 64;
 const MIDDLE: u64 = AREA as u64 / 2;
+
+/// The registers of an instruction that is emulated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Held {
+    gprs: Gprs,
+    rsp: u64,
+    rip: u64,
+    rflags: u64,
+}
+
+impl Registers for Held {
+    fn get(&self, number: u8) -> u64 {
+        match number {
+            4 => self.rsp,
+            _ => self.gprs.get(number),
+        }
+    }
+
+    fn set(&mut self, number: u8, value: u64) {
+        match number {
+            4 => self.rsp = value,
+            _ => self.gprs.set(number, value),
+        }
+    }
+
+    fn rip(&self) -> u64 {
+        self.rip
+    }
+
+    fn rflags(&self) -> u64 {
+        self.rflags
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.rflags = value;
+    }
+}
 
 /// What an instruction starts from, or leaves.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -232,15 +270,16 @@ impl Emulated {
 }
 
 /// Runs an instruction to its end. Registers must stay as they are until its last step, or that of an element.
-fn emulate(instruction: &Instruction, registers: &mut Registers, memory: &mut Emulated) {
+fn emulate(instruction: &Instruction, registers: &mut Held, memory: &mut Emulated) {
     loop {
         let before = *registers;
         let mut step = start(instruction, registers).expect("it is emulated");
         loop {
             match step {
-                Step::Access(access, pending) => {
+                Step::Access(access, wait) => {
                     assert_eq!(*registers, before);
-                    step = pending.complete(memory.access(&access), registers);
+                    let value = memory.access(&access);
+                    step = complete(instruction, wait, value, registers);
                 }
                 Step::Done => return,
                 Step::Repeat => break,
@@ -258,7 +297,7 @@ fn compare(form: &Form, mut state: State, contents: [[u8; AREA]; 2]) -> Result<(
     if form.text.starts_with("rep") {
         state.rcx &= 3;
     }
-    let mut registers = Registers {
+    let mut registers = Held {
         gprs: Gprs {
             rax: state.rax,
             rbx: state.rbx,
@@ -364,12 +403,12 @@ proptest! {
 }
 
 /// Registers with a different value in each.
-fn registers() -> Registers {
+fn registers() -> Held {
     let mut gprs = Gprs::default();
     for number in 0..16 {
         gprs.set(number, 0x1111_1111_0000_0000 * u64::from(number) + 0x1_0000);
     }
-    Registers {
+    Held {
         gprs,
         rsp: 0x7777_0000,
         rip: 0x40_0000,
@@ -377,11 +416,23 @@ fn registers() -> Registers {
     }
 }
 
+/// An instruction that waits for an access.
+struct Pending {
+    instruction: Instruction,
+    wait: Wait,
+}
+
+impl Pending {
+    fn complete(self, value: u64, registers: &mut Held) -> Step {
+        complete(&self.instruction, self.wait, value, registers)
+    }
+}
+
 /// The first access of the instruction, and what waits for it.
-fn first(bytes: &[u8], mode: Mode, registers: &Registers) -> (Access, Pending) {
+fn first(bytes: &[u8], mode: Mode, registers: &Held) -> (Access, Pending) {
     let instruction = decode(bytes, mode).expect("an instruction");
     match start(&instruction, registers) {
-        Some(Step::Access(access, pending)) => (access, pending),
+        Some(Step::Access(access, wait)) => (access, Pending { instruction, wait }),
         other => panic!("{other:?}"),
     }
 }
@@ -459,14 +510,14 @@ fn short_strings_leave_the_upper_parts_of_registers() {
     registers.gprs.rdi = 0xbbbb_0000;
     registers.gprs.rcx = 0xcccc_0002;
     let instruction = decode(&[0xf3, 0x64, 0xa5], Mode::Real16).expect("rep movsw");
-    let Some(Step::Access(access, pending)) = start(&instruction, &registers) else {
+    let Some(Step::Access(access, wait)) = start(&instruction, &registers) else {
         panic!("no access");
     };
     assert_eq!(
         (access.segment, access.offset, access.write),
         (Segment::Fs, 1, false)
     );
-    let Step::Access(access, pending) = pending.complete(0x1234, &mut registers) else {
+    let Step::Access(access, wait) = complete(&instruction, wait, 0x1234, &mut registers) else {
         panic!("no second access");
     };
     assert_eq!(
@@ -479,7 +530,8 @@ fn short_strings_leave_the_upper_parts_of_registers() {
             value: 0x1234
         }
     );
-    assert_eq!(pending.complete(0, &mut registers), Step::Repeat);
+    let step = complete(&instruction, wait, 0, &mut registers);
+    assert_eq!(step, Step::Repeat);
     let gprs = registers.gprs;
     assert_eq!(
         (gprs.rsi, gprs.rdi, gprs.rcx),

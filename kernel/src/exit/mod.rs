@@ -8,6 +8,7 @@ mod apic;
 mod claimed;
 mod control;
 mod cpuid;
+mod decode_cache;
 mod instruction;
 mod io;
 mod mmio;
@@ -15,6 +16,7 @@ mod msr;
 mod string;
 
 pub use claimed::{Completion, complete};
+pub use decode_cache::DecodeCache;
 pub use instruction::{LengthCache, skip};
 
 use crate::hypercall;
@@ -94,7 +96,7 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
         Exit::ControlRegister(access) => {
             (Counter::ControlRegister, control::handle(vcpu, run, access))
         }
-        Exit::NestedFault(fault) => claimed::nested_fault(vcpu, run, fault),
+        Exit::NestedFault(fault) => claimed::nested_fault(vcpu, run, &fault),
         Exit::NestedMisconfiguration(gpa) => (
             Counter::NestedFault,
             vcpu.end(Ending::NestedMisconfiguration(gpa)),

@@ -168,36 +168,11 @@ impl Register {
     }
 
     /// The register of x2APIC mode; `None`: it is reserved (SDM vol. 3 table 11-6).
-    pub(super) const fn of_msr(msr: u32) -> Option<Self> {
-        match Self::at(msr.wrapping_sub(0x800)) {
-            Some(
-                Self::ArbitrationPriority
-                | Self::RemoteRead
-                | Self::DestinationFormat
-                | Self::InterruptCommandHigh,
-            ) => None,
-            register => register,
-        }
-    }
-
-    /// Whether x2APIC mode forbids to read it.
-    pub(super) const fn is_write_only(self) -> bool {
-        matches!(self, Self::EndOfInterrupt | Self::SelfInterrupt)
-    }
-
-    /// Whether x2APIC mode forbids to write it.
-    pub(super) const fn is_read_only(self) -> bool {
-        matches!(
-            self,
-            Self::Id
-                | Self::Version
-                | Self::ProcessorPriority
-                | Self::LogicalDestination
-                | Self::InService(_)
-                | Self::TriggerMode(_)
-                | Self::InterruptRequest(_)
-                | Self::CurrentCount
-        )
+    #[inline(always)]
+    pub(super) fn of_msr(msr: u32) -> Option<&'static MsrRegister> {
+        MSR_REGISTERS
+            .get(msr.wrapping_sub(0x800) as usize)?
+            .as_ref()
     }
 
     /// The bits that are not reserved when x2APIC mode writes the register.
@@ -218,3 +193,58 @@ impl Register {
         }
     }
 }
+
+/// A register of x2APIC mode.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MsrRegister {
+    /// Which.
+    pub(super) register: Register,
+    /// It may be read.
+    pub(super) readable: bool,
+    /// It may be written.
+    pub(super) writable: bool,
+    /// The bits that are not reserved when it is written.
+    pub(super) bits: u64,
+}
+
+impl MsrRegister {
+    const fn at(number: u32) -> Option<Self> {
+        let register = match Register::at(number) {
+            None
+            | Some(
+                Register::ArbitrationPriority
+                | Register::RemoteRead
+                | Register::DestinationFormat
+                | Register::InterruptCommandHigh,
+            ) => return None,
+            Some(register) => register,
+        };
+        Some(Self {
+            register,
+            readable: !matches!(register, Register::EndOfInterrupt | Register::SelfInterrupt),
+            writable: !matches!(
+                register,
+                Register::Id
+                    | Register::Version
+                    | Register::ProcessorPriority
+                    | Register::LogicalDestination
+                    | Register::InService(_)
+                    | Register::TriggerMode(_)
+                    | Register::InterruptRequest(_)
+                    | Register::CurrentCount
+            ),
+            bits: register.bits(),
+        })
+    }
+}
+
+/// By the MSR's number less 0x800. A table, for these are the MSRs that a guest accesses most.
+static MSR_REGISTERS: [Option<MsrRegister>; 0x40] = {
+    let mut table = [None; 0x40];
+    let mut number = 0;
+    while number < table.len() {
+        table[number] = MsrRegister::at(number as u32);
+        number += 1;
+    }
+    table
+};

@@ -114,6 +114,13 @@ impl Requests {
         }
     }
 
+    /// Whether nothing is asked for: no interrupt, no NMI, no INIT, no start-up.
+    #[inline(always)]
+    pub fn is_quiet(&self) -> bool {
+        let any = self.irr.iter().fold(0, |any, word| any | word.load(SeqCst));
+        any | u64::from(self.signals.load(SeqCst)) == 0
+    }
+
     /// The highest vector in IRR.
     #[inline]
     pub fn highest(&self) -> Option<u8> {

@@ -8,7 +8,7 @@ use super::{Access, ClaimKind, Clock, Domain, Ending, Now, Pc, Vcpu, take_pendin
 use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
-use crate::exit::{self, Completion, LengthCache, Next};
+use crate::exit::{self, Completion, DecodeCache, LengthCache, Next};
 use crate::intc::{LocalApic, Mode, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
@@ -41,6 +41,8 @@ pub struct Context<V: Vendor> {
     pub msrs: MsrState,
     /// Lengths of instructions that exited, where the CPU does not tell them.
     pub lengths: LengthCache,
+    /// Instructions that touched device memory.
+    pub decoded: DecodeCache,
     /// Exits by kind.
     pub counters: Counters,
     /// What has to happen before it goes on.
@@ -151,6 +153,7 @@ impl<V: Vendor> Context<V> {
             timer_end: u64::MAX,
             msrs: MsrState::default(),
             lengths: LengthCache::default(),
+            decoded: DecodeCache::default(),
             counters: Counters::default(),
             waiting,
             completion: None,
@@ -496,8 +499,19 @@ impl<V: Vendor> Context<V> {
 
     /// Sees to it that the guest takes the highest of its pending interrupts as soon as it can. [`Next::Wait`]: its vector has to be
     /// asked for. Attached.
-    #[inline]
+    #[inline(always)]
     pub fn deliver_interrupt(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
+        let quiet = self.returned_interrupt.is_none()
+            && vcpu.requests.is_quiet()
+            && !self.domain.pc.as_ref().is_some_and(Pc::has_intr);
+        if quiet {
+            return Next::Resume;
+        }
+        self.deliver_pending(vcpu)
+    }
+
+    #[inline(never)]
+    fn deliver_pending(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
         self.put_returned_interrupt(vcpu);
         if vcpu.requests.has_nmi() && vcpu.requests.take_nmi() {
             // An NMI makes no triple fault: it waits for what is being delivered.

@@ -476,6 +476,12 @@ impl<V: Vendor> Sched<V> {
 
     // Flushes.
 
+    /// Counts the changes to nested tables that need a flush: what was found out before is not to be relied on when it has changed.
+    #[inline(always)]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
     /// Nested tables have changed that no CPU uses at present: each flushes before it enters a guest again.
     pub fn flush_later(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
@@ -514,7 +520,7 @@ impl<V: Vendor> Sched<V> {
     /// Flushes the calling CPU, whose state this is, if there is something that it has not flushed for.
     #[inline(always)]
     fn flush(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
-        let epoch = self.epoch.load(Ordering::SeqCst);
+        let epoch = self.epoch();
         if state.flushed.load(Ordering::Relaxed) != epoch {
             V::flush_all(hardware);
             state.flushed.store(epoch, Ordering::SeqCst);

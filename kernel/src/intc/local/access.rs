@@ -54,9 +54,11 @@ impl LocalApic {
         now: u64,
     ) -> Result<u64, GeneralProtection> {
         match Register::of_msr(msr) {
-            Some(Register::InterruptCommand) if self.mode == Mode::X2Apic => Ok(self.command),
-            Some(register) if self.mode == Mode::X2Apic && !register.is_write_only() => {
-                Ok(u64::from(self.read(register, requests, now)))
+            Some(known) if self.mode == Mode::X2Apic && known.readable => {
+                Ok(match known.register {
+                    Register::InterruptCommand => self.command,
+                    register => u64::from(self.read(register, requests, now)),
+                })
             }
             _ => Err(GeneralProtection),
         }
@@ -66,6 +68,7 @@ impl LocalApic {
     ///
     /// # Errors
     /// The APIC is not in x2APIC mode, or there is no such register, or it cannot be written, or a reserved bit is set.
+    #[inline(always)]
     pub fn write_msr(
         &mut self,
         msr: u32,
@@ -74,12 +77,10 @@ impl LocalApic {
         now: u64,
     ) -> Result<Effect, GeneralProtection> {
         match Register::of_msr(msr) {
-            Some(register)
-                if self.mode == Mode::X2Apic
-                    && !register.is_read_only()
-                    && value & !register.bits() == 0 =>
+            Some(known)
+                if self.mode == Mode::X2Apic && known.writable && value & !known.bits == 0 =>
             {
-                Ok(self.write(register, value, requests, now))
+                Ok(self.write(known.register, value, requests, now))
             }
             _ => Err(GeneralProtection),
         }

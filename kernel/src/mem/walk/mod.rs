@@ -185,11 +185,65 @@ struct Leaf {
     user: bool,
     writable: bool,
     executable: bool,
-    used: [Used; 5],
+    used: [Used; Trail::MOST],
     used_count: usize,
 }
 
+/// Where a walk went: what it depends on besides registers.
+#[derive(Clone, Debug)]
+pub struct Trail {
+    gpa: Gpa,
+    words: heapless::Vec<(Gpa, u64), { Trail::MOST }>,
+}
+
+impl Trail {
+    /// The most entries that a walk goes through.
+    pub const MOST: usize = 5;
+
+    /// Where it led.
+    pub const fn gpa(&self) -> Gpa {
+        self.gpa
+    }
+
+    /// The aligned words that hold the entries, and their values.
+    pub fn words(&self) -> &[(Gpa, u64)] {
+        &self.words
+    }
+}
+
 impl Paging {
+    /// The way to where `linear` led a moment ago, for the same intent; while its words stay what they are, it leads there still. `None`
+    /// where it has changed meanwhile, and for PAE paging, whose topmost entries the CPU may hold otherwise than memory.
+    pub fn trail(&self, tables: &impl GuestTables, linear: u64, intent: Intent) -> Option<Trail> {
+        let gpa = self.walk(tables, linear, intent).ok()?;
+        let mut trail = Trail {
+            gpa,
+            words: heapless::Vec::new(),
+        };
+        let Some(mode) = Mode::of(self) else {
+            return Some(trail);
+        };
+        if mode.pae {
+            return None;
+        }
+        // The walk has set the accessed bits: now they are part of what it read.
+        let leaf = self.descend(tables, mode, linear, intent).ok()?;
+        for used in leaf.used.iter().take(leaf.used_count) {
+            let at = Gpa::new(used.gpa).align_down(8);
+            let word = tables.read_u64(at)?;
+            let entry = if mode.short {
+                short_half(used.gpa, word)
+            } else {
+                word
+            };
+            if entry != used.entry {
+                return None;
+            }
+            trail.words.push((at, word)).ok()?;
+        }
+        (leaf.gpa == gpa.get()).then_some(trail)
+    }
+
     /// The guest-physical address for `linear`, if the guest may use it for `intent`.
     ///
     /// Outside long mode only the low 32 bits of `linear` count. In PAE mode the four topmost entries come from memory,

@@ -169,7 +169,8 @@ pub fn io(info1: u64) -> Io {
 }
 
 /// Nested page faults (APM2 15.25.6).
-fn nested_fault(info1: u64, info2: u64) -> Exit {
+#[inline]
+pub fn nested_fault(info1: u64, info2: u64) -> Exit {
     let gpa = Gpa::new(info2);
     // A reserved bit in a nested entry. Bit 0 (present) is not looked at: not every implementation sets it then.
     if info1 & 1 << 3 != 0 {

@@ -176,6 +176,15 @@ impl SvmVcpu {
     /// The rule of VMRUN that the block breaks; everything stays as it was then.
     #[inline(never)]
     fn prepare(&mut self, cpu: &mut SvmCpu) -> Result<(), Exit> {
+        if self.changes == Changes::SETTLE && !cpu.flush {
+            // What the last entry did is done, and nothing has happened since.
+            let control = &mut self.vmcb.control;
+            control.clean = CleanBits::all();
+            control.tlb_control = TlbControl::NOTHING;
+            control.event_injection = EventInjection::NONE;
+            self.changes = Changes::empty();
+            return Ok(());
+        }
         if self.changes.contains(Changes::FLUSH) {
             // A new ASID has nothing cached. It is cheaper than a flush, and every CPU can do it.
             self.tag = Tag::NONE;
@@ -478,6 +487,14 @@ impl Vcpu<Svm> for SvmVcpu {
             ExitCode::MSR => Exit::WriteMsr,
             ExitCode::IOIO => Exit::Io(exits::io(self.vmcb.control.exit_info1)),
             ExitCode::HLT => Exit::Halt,
+            // One that a delivery or an offer was interrupted by is looked at closely.
+            ExitCode::NPF
+                if !self.vmcb.control.exit_int_info.is_valid()
+                    && !self.vmcb.control.virtual_interrupt.irq() =>
+            {
+                let control = &self.vmcb.control;
+                exits::nested_fault(control.exit_info1, control.exit_info2)
+            }
             _ => self.left(),
         }
     }

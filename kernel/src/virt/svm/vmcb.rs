@@ -305,6 +305,11 @@ impl ExitIntInfo {
         Self(bits)
     }
 
+    /// Whether there is an event.
+    pub const fn is_valid(self) -> bool {
+        self.0.valid()
+    }
+
     /// The event, where there is one.
     pub const fn event(self) -> Option<Event> {
         self.0.event()
