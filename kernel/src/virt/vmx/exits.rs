@@ -299,7 +299,7 @@ fn control_register(qualification: Qualification) -> ControlRegister {
 }
 
 /// SDM table 28-5.
-fn io(qualification: Qualification) -> Io {
+pub(super) fn io(qualification: Qualification) -> Io {
     let bits = qualification.0;
     Io {
         port: (bits >> 16) as u16,

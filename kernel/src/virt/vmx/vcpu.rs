@@ -15,7 +15,7 @@ use plinth_abi::{Segment, VcpuState};
 
 use super::control::FlushTypes;
 use super::enter::{EntryArea, enter, exited};
-use super::exits::has_instruction_length;
+use super::exits::{self, has_instruction_length};
 use super::frame::Frame;
 use super::validate::{self, Limits, bits::*};
 use super::vmcs::{
@@ -566,6 +566,12 @@ impl Vcpu<Vmx> for VmxVcpu {
         match reason {
             ExitReason::VMCALL => return Exit::Hypercall,
             ExitReason::CPUID => return Exit::Cpuid,
+            // An NMI that waits is looked at after the others.
+            _ if inner.nmi_waits => {}
+            ExitReason::RDMSR => return Exit::ReadMsr,
+            ExitReason::WRMSR => return Exit::WriteMsr,
+            ExitReason::IO => return Exit::Io(exits::io(vmcs::EXIT_QUALIFICATION.read())),
+            ExitReason::HLT => return Exit::Halt,
             _ => {}
         }
         let exit = inner.decode(reason);
@@ -764,7 +770,7 @@ impl Vcpu<Vmx> for VmxVcpu {
         }
         let pending = vmcs::ENTRY_INTERRUPTION_INFO.read();
         let combined = if pending.valid() {
-            super::exits::event(
+            exits::event(
                 pending,
                 vmcs::ENTRY_ERROR_CODE.read().0,
                 vmcs::ENTRY_INSTRUCTION_LENGTH.read().0,
