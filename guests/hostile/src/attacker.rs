@@ -18,7 +18,7 @@ use plinth_rt::abi::{
     DomainConfig, DomainInfo, DomainState, Handle, Reason, StreamHeader, VcpuState,
 };
 use plinth_rt::object::{Any, Memory, Vcpu, bytes_of};
-use plinth_rt::{Outcome, Snippet, Why, check, check_eq, hypercall, println, trap};
+use plinth_rt::{Gprs, Outcome, Snippet, Trap, Why, check, check_eq, hypercall, println, trap};
 use plinth_testkit::child::{Temporary, config};
 use plinth_testkit::kit::{Must, Owned, patiently, until};
 
@@ -39,7 +39,7 @@ pub const FREE: u64 = 0x1_0000;
 
 const PAGE: u64 = 4096;
 /// Where the tables are: root, pointers, directory.
-const TABLES: u64 = RAM - 3 * PAGE;
+pub const TABLES: u64 = RAM - 3 * PAGE;
 /// The lowest stack pointer at the start; the first vCPU's stack is the highest.
 const STACK: u64 = TABLES;
 /// Bytes of the first vCPU's stack, and of each other's below it.
@@ -99,6 +99,37 @@ pub fn obey() {
 /// In an attacker: a word that came with the order.
 pub fn ordered(index: u64) -> u64 {
     word(WORDS + index * 8)
+}
+
+/// In an attacker: a word of its memory.
+pub fn peek(address: u64) -> u64 {
+    word(address)
+}
+
+/// In an attacker: sets a word of its memory, which is its own affair.
+pub fn poke(address: u64, value: u64) {
+    // SAFETY: an attacker may break itself; nobody else can see its memory.
+    unsafe { (address as *mut u64).write_volatile(value) }
+}
+
+/// Registers with this in RDI, the rest zero.
+pub const fn at(rdi: u64) -> Gprs {
+    Gprs { rdi, ..Gprs::ZERO }
+}
+
+/// What should not have come back.
+pub trait Unexpected {
+    /// The failure, in words.
+    fn into_unexpected(self) -> Outcome;
+}
+
+impl Unexpected for Result<Gprs, Trap> {
+    fn into_unexpected(self) -> Outcome {
+        match self {
+            Ok(_) => Err(format_args!("it came back without an exception").into()),
+            Err(trap) => Err(trap.into()),
+        }
+    }
 }
 
 /// In an attacker: leaves a word for the suite to read.

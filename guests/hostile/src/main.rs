@@ -34,7 +34,7 @@ mod runner;
 use plinth_rt::abi::Handle;
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
-use plinth_testkit::{accounts, kit};
+use plinth_testkit::{accounts, kit, window};
 
 plinth_rt::entry!(main);
 

@@ -10,3 +10,4 @@ pub mod accounts;
 pub mod child;
 pub mod kit;
 pub mod pc;
+pub mod window;
