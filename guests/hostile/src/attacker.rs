@@ -296,6 +296,15 @@ impl Attacker {
         self.domain.write(gpa, bytes).must("write its memory")
     }
 
+    /// Copies instructions into its memory.
+    pub fn copy(&self, gpa: u64, code: &Snippet) -> Outcome {
+        // SAFETY: assembled code in the suite's own image, which nothing changes.
+        let bytes = unsafe {
+            core::slice::from_raw_parts(code.start() as *const u8, code.length() as usize)
+        };
+        self.write(gpa, bytes)
+    }
+
     /// A word of its memory.
     pub fn word(&self, gpa: u64) -> Result<u64, Why> {
         let mut word = [0; 8];

@@ -27,9 +27,12 @@ macro_rules! cases {
 }
 
 mod attacker;
+mod msrs;
 mod neighbour;
 mod nested_faults;
 mod runner;
+mod tasks;
+mod virtualisation;
 
 use plinth_rt::abi::Handle;
 use plinth_rt::suite::{self, Test};
@@ -39,7 +42,12 @@ use plinth_testkit::{accounts, kit, window};
 plinth_rt::entry!(main);
 
 /// The classes of attacks, in the order in which they run.
-const CLASSES: [&[Test]; 1] = [nested_faults::CASES];
+const CLASSES: [&[Test]; 4] = [
+    nested_faults::CASES,
+    virtualisation::CASES,
+    tasks::CASES,
+    msrs::CASES,
+];
 
 const COUNT: usize = {
     let (mut count, mut class) = (0, 0);

@@ -1,6 +1,6 @@
-//! The neighbour: a domain that minds its own business while others attack. It sums up a page of words again and again, keeps values
-//! in the registers that a switch of vCPUs carries, and notes when a sum or a register is not what it was, and how long it was kept
-//! from the CPU.
+//! The neighbour: a domain that minds its own business while others attack. It sums up a page of words again and again, waits a little
+//! now and then, keeps values in the registers that a switch of vCPUs carries, and notes when a sum or a register is not what it was,
+//! and how long it was kept from the CPU.
 
 #![allow(unsafe_code, reason = "assembled code and a state for a child domain")]
 
@@ -39,7 +39,8 @@ fn domain() -> Domain {
     Domain(Handle(DOMAIN.load(Ordering::Relaxed)))
 }
 
-/// What it does. R8 holds the factor, R9 the start, R12 the moment of the last round; R10, R11, R13, R14 and RBP, all XMM registers,
+/// What it does. After eight rounds it waits for a fifth of a millisecond: where an emulator's CPUs take turns, one that is never idle keeps
+/// the others waiting for far longer. R8 holds the factor, R9 the start, R12 the moment of the last round; R10, R11, R13, R14 and RBP, all XMM registers,
 /// MXCSR, DR0, DR3, CR2 and KERNEL_GS_BASE hold what nobody may change.
 fn code() -> Snippet {
     snippet!(
@@ -141,6 +142,14 @@ fn code() -> Snippet {
         "jbe 4f",
         "mov [0x2820], rcx",
         "4: inc qword ptr [0x2800]",
+        "test byte ptr [0x2800], 7",
+        "jnz 2b",
+        // CLOCK and WAIT. The value in RDX is the time.
+        "mov eax, 2",
+        "call r15",
+        "lea rdi, [rdx + 200000]",
+        "mov eax, 5",
+        "call r15",
         "jmp 2b",
         "9: mov [0x2808], rbx",
         "8: jmp 8b",
