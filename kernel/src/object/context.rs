@@ -12,7 +12,7 @@ use crate::exit::{self, Completion, LengthCache, Next};
 use crate::intc::{LocalApic, Mode, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
-use crate::rules::cr::{self, is_pae_paging};
+use crate::rules::cr::{self, efer, is_pae_paging};
 use crate::rules::msr::MsrState;
 use crate::trace::Counters;
 use crate::virt::{BadState, Event, Vcpu as _, Vendor};
@@ -193,6 +193,11 @@ impl<V: Vendor> Context<V> {
             return Err(BadState(
                 "XCR0 has a component that is not offered, or lacks one that another needs",
             ));
+        }
+        // What a guest could not set itself is not set for it either: the CPU may lack it, or nobody switches what it turns on.
+        let features = self.cpuid.features();
+        if state.cr4 & !features.cr4 != 0 || state.efer & !(features.efer | efer::LMA) != 0 {
+            return Err(BadState("CR4 or EFER has a bit that is not offered"));
         }
         self.hw.attach(hardware, self.domain.hardware());
         self.take_back_interrupt(vcpu);
