@@ -27,6 +27,7 @@ macro_rules! cases {
 }
 
 mod attacker;
+mod entry_states;
 mod msrs;
 mod neighbour;
 mod nested_faults;
@@ -42,7 +43,8 @@ use plinth_testkit::{accounts, kit, window};
 plinth_rt::entry!(main);
 
 /// The classes of attacks, in the order in which they run.
-const CLASSES: [&[Test]; 4] = [
+const CLASSES: [&[Test]; 5] = [
+    entry_states::CASES,
     nested_faults::CASES,
     virtualisation::CASES,
     tasks::CASES,

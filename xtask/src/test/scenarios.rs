@@ -709,6 +709,7 @@ pub static ALL: &[Scenario] = &[
         machines: &[Kind::QemuSvm, Kind::BochsVmx],
         command_line: "root=hostile",
         guests: Some(&[]),
+        timeout: 200,
         suites: &["hostile"],
         expectations: &[
             never("no-panic", "panic at"),
