@@ -212,7 +212,7 @@ fn walk<V: Vendor>(
                 put(vcpu, &registers);
                 vcpu.hw.skip(length);
                 // An interrupt controller may let one through now.
-                return vcpu.deliver_interrupt(run.vcpu);
+                return vcpu.deliver_what_was_sent(run.vcpu);
             }
             Step::Repeat => {
                 put(vcpu, &registers);

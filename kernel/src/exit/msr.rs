@@ -91,7 +91,7 @@ pub(super) fn write<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> N
         return match result {
             Ok(()) => {
                 vcpu.hw.skip(length);
-                vcpu.deliver_interrupt(run.vcpu)
+                vcpu.deliver_what_was_sent(run.vcpu)
             }
             Err(GeneralProtection) => raise(vcpu, Event::GP0),
         };

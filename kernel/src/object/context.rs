@@ -528,6 +528,16 @@ impl<V: Vendor> Context<V> {
         Next::Resume
     }
 
+    /// As [`Context::deliver_interrupt`], after an instruction that may have sent something: nobody prompts a vCPU to look at an INIT that it
+    /// sent itself. [`Next::Wait`]: it is to look at its requests. Attached.
+    #[inline]
+    pub fn deliver_what_was_sent(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
+        if vcpu.requests.has_init() {
+            return Next::Wait;
+        }
+        self.deliver_interrupt(vcpu)
+    }
+
     /// Asks whoever serves the 8259A pair for a vector, if that interrupts it and it can take an interrupt.
     fn ask_pic(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
         if !self.takes_from_pic() {
