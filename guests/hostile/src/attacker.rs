@@ -18,7 +18,7 @@ use plinth_rt::abi::{
     DomainConfig, DomainInfo, DomainState, Handle, Reason, StreamHeader, VcpuState,
 };
 use plinth_rt::object::{Any, Memory, Vcpu, bytes_of};
-use plinth_rt::{Gprs, Outcome, Snippet, Trap, Why, check, check_eq, hypercall, println, trap};
+use plinth_rt::{Gprs, Outcome, Snippet, Trap, Why, check, check_eq, gdt, hypercall, println, trap};
 use plinth_testkit::child::{Temporary, config};
 use plinth_testkit::kit::{Must, Owned, patiently, until};
 
@@ -254,9 +254,16 @@ impl Attacker {
         Ok(())
     }
 
-    /// Adds a vCPU that runs these instructions; RDI holds the address of the words of [`tell`].
+    /// Adds a vCPU that runs these instructions, with the tables that the first one fills at its start; RDI holds the address of the words of [`tell`].
     pub fn add(&mut self, code: Snippet) -> Outcome {
-        self.add_vcpu(code.start(), |state| state.rdi = TOLD)
+        let (gdt, idt) = (gdt::table(), trap::table());
+        self.add_vcpu(code.start(), |state| {
+            state.rdi = TOLD;
+            for (place, table) in [(&mut state.gdtr, gdt), (&mut state.idtr, idt)] {
+                place.base = table.base;
+                place.limit = table.limit.into();
+            }
+        })
     }
 
     /// Its vCPU of this index; one that it does not have is a handle that names nothing.
@@ -334,7 +341,7 @@ impl Attacker {
         if info.reason == Reason::STATUS && info.info[0] != 0 {
             let mut text = [0; 1024];
             let says = self.says(&mut text)?;
-            return Err(format_args!("attacker: {}", says.trim_end()).into());
+            return Err(format_args!("attacker: {}", says.trim()).into());
         }
         Ok(false)
     }

@@ -303,6 +303,8 @@ fn each_mode_of_long_mode_bits() -> Outcome {
         if lma == 0 {
             // No 64-bit code.
             state.cs.attributes = Segment::CODE32;
+            // Four empty entries, in case it is PAE paging.
+            state.cr3 = DATA + 0x800;
         }
         let good = (pg == 0 || pe == 1) && lma == (lme & pg) && (lma == 0 || pae == 1);
         subject.must(good, &state, &At("PE PG PAE LME LMA", combination))?;
@@ -482,8 +484,8 @@ fn each_attribute_of_cs() -> Outcome {
     let taken = each_attribute("CS attributes", |state| &mut state.cs, attributes())?;
     check!(taken > 0, "none was taken");
     let mut subject = Subject::new();
-    // Data, a system segment, absent, L and D at once.
-    for attributes in [0xa93, 0xa8b, 0xa1b, 0xe9b] {
+    // A system segment, absent, L and D at once.
+    for attributes in [0xa8b, 0xa1b, 0xe9b] {
         let mut state = subject.long()?;
         state.cs.attributes = attributes;
         subject.must(false, &state, &At("CS attributes", attributes.into()))?;
@@ -629,7 +631,7 @@ fn state_of(words: &[u64]) -> VcpuState {
 static STATE: Scratch<1024> = Scratch::new();
 
 /// How many random changes are tried of each base.
-const CHANGES: u64 = 250;
+const CHANGES: u64 = 150;
 
 fn random_changes(base: fn(&mut Subject) -> Result<VcpuState, Why>, seed: u64) -> Outcome {
     let mut subject = Subject::new();

@@ -28,9 +28,12 @@ macro_rules! cases {
 
 mod attacker;
 mod entry_states;
+mod exits;
+mod local_apics;
 mod msrs;
 mod neighbour;
 mod nested_faults;
+mod ports;
 mod runner;
 mod tasks;
 mod virtualisation;
@@ -43,12 +46,15 @@ use plinth_testkit::{accounts, kit, window};
 plinth_rt::entry!(main);
 
 /// The classes of attacks, in the order in which they run.
-const CLASSES: [&[Test]; 5] = [
+const CLASSES: [&[Test]; 8] = [
     entry_states::CASES,
     nested_faults::CASES,
     virtualisation::CASES,
     tasks::CASES,
     msrs::CASES,
+    ports::CASES,
+    exits::CASES,
+    local_apics::CASES,
 ];
 
 const COUNT: usize = {
