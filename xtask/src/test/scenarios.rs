@@ -709,8 +709,8 @@ pub static ALL: &[Scenario] = &[
         machines: &[Kind::QemuSvm, Kind::BochsVmx],
         // Most attackers end, and the serial port is slow.
         command_line: "root=hostile log=warn",
+        timeout: 900,
         guests: Some(&[]),
-        timeout: 200,
         suites: &["hostile"],
         expectations: &[
             never("no-panic", "panic at"),
