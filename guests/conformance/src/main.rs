@@ -27,7 +27,6 @@ macro_rules! tests {
     };
 }
 
-mod accounts;
 mod buffers;
 mod core_calls;
 mod devices;
@@ -46,13 +45,12 @@ mod signatures;
 mod states;
 mod vcpus;
 mod walk;
-mod window;
 
 use plinth_rt::abi::domain::{MAX_VCPUS, platform};
 use plinth_rt::abi::{DomainConfig, Handle};
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
-use plinth_testkit::{child, kit};
+use plinth_testkit::{accounts, child, kit, window};
 
 use kit::Must;
 

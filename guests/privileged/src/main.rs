@@ -26,7 +26,8 @@ mod memory;
 mod msr;
 mod tables;
 
-use plinth_rt::{Gprs, Scratch, Trap, cpu, println, snippet, suite, trap};
+use plinth_rt::quirks::{is_tcg, left_out_for_tcg};
+use plinth_rt::{Gprs, Scratch, Trap, cpu, snippet, suite, trap};
 
 plinth_rt::entry!(main);
 
@@ -62,24 +63,6 @@ fn addresses() -> Gprs {
         rdi: PAGES.address(),
         ..Gprs::ZERO
     }
-}
-
-/// Whether the CPU is QEMU's TCG, which leaves out some checks that every real CPU makes. It is known by one of its errors: it
-/// multiplies the vector in the error code of a missing gate by 16, not by 8.
-fn is_tcg() -> bool {
-    trap::set_gate(0x92, trap::default_gate(0x92).absent());
-    let result = snippet!("int 0x92").run(Gprs::ZERO);
-    trap::set_gate(0x92, trap::default_gate(0x92));
-    result.is_err_and(|trap| trap.error == 0x92 << 4 | 2)
-}
-
-/// As [`is_tcg`], and says on the console that a check is left out for it.
-fn left_out_for_tcg(what: &str) -> bool {
-    let left_out = is_tcg();
-    if left_out {
-        println!("note: this CPU is QEMU's TCG, which lacks {what}");
-    }
-    left_out
 }
 
 /// Error code of an exception about a gate of the interrupt table (SDM vol. 3 7.13).

@@ -31,6 +31,7 @@ pub mod gdt;
 pub mod hypercall;
 pub mod object;
 pub mod paging;
+pub mod quirks;
 pub mod scratch;
 pub mod snippet;
 mod start;
@@ -42,7 +43,7 @@ pub(crate) use plinth_common::Local;
 pub use plinth_common::{check, check_eq};
 pub use scratch::Scratch;
 pub use snippet::Snippet;
-pub use start::{ram_size, start_info};
+pub use start::{entry_point, ram_size, start_info};
 pub use suite::{Outcome, Why};
 pub use trap::{Gprs, Trap};
 

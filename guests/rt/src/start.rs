@@ -24,6 +24,15 @@ unsafe extern "Rust" {
     safe fn plinth_guest_main() -> u64;
 }
 
+unsafe extern "C" {
+    static _start: u8;
+}
+
+/// The address at which a guest starts.
+pub fn entry_point() -> u64 {
+    (&raw const _start) as u64
+}
+
 static RAM_SIZE: Local<u64> = Local::new(0);
 
 /// Size in bytes of the guest's memory, which begins at guest-physical address 0.

@@ -206,6 +206,11 @@ impl Gate {
         }
     }
 
+    /// Its two words, as they lie in the table.
+    pub const fn words(self) -> [u64; 2] {
+        [self.low, self.high]
+    }
+
     /// The same gate, not present.
     pub const fn absent(self) -> Self {
         Self {

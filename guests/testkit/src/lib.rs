@@ -6,6 +6,8 @@
     reason = "without a heap a failure travels by value"
 )]
 
+pub mod accounts;
 pub mod child;
 pub mod kit;
 pub mod pc;
+pub mod window;

@@ -306,7 +306,14 @@ fn make<V: Vendor>(
         Some(fault) => fault.gpa,
         None => access::translate(vcpu, linear, intent)?,
     };
-    if let Some(page) = apic::page(vcpu, gpa) {
+    let page = apic::page(vcpu, gpa);
+    let claimed = page.is_none() && vcpu.domain.has_claim(ClaimKind::Mmio, gpa.get());
+    // An access across the end of a page has two addresses; no device expects that, and half of it must not be forgotten.
+    let inside = gpa.offset_in(PAGE_SIZE) + size <= PAGE_SIZE;
+    if (page.is_some() || claimed) && !inside {
+        return Err(unmapped(wanted, gpa));
+    }
+    if let Some(page) = page {
         return Ok(if wanted.write {
             apic::write(vcpu, run, page, gpa, wanted.size, wanted.value);
             Made::Controlled
@@ -314,7 +321,7 @@ fn make<V: Vendor>(
             Made::Read(apic::read(vcpu, run, page, gpa, wanted.size))
         });
     }
-    if vcpu.domain.has_claim(ClaimKind::Mmio, gpa.get()) {
+    if claimed {
         return tell(vcpu, run, wanted, gpa);
     }
     let mut bytes = wanted.value.to_le_bytes();
@@ -343,15 +350,18 @@ fn tell<V: Vendor>(
         count: 1,
         data: None,
     };
-    // An access across the end of a page has two addresses; no device expects that.
-    let inside = gpa.offset_in(PAGE_SIZE) + u64::from(wanted.size) <= PAGE_SIZE;
-    if inside && vcpu.domain.tell_claimer(ClaimKind::Mmio, run.vcpu, &told) {
+    if vcpu.domain.tell_claimer(ClaimKind::Mmio, run.vcpu, &told) {
         return Ok(Made::Told);
     }
-    Err(Fault::Unmapped {
+    Err(unmapped(wanted, gpa))
+}
+
+/// An access that nobody serves.
+fn unmapped(wanted: &mmio::Access, gpa: Gpa) -> Fault {
+    Fault::Unmapped {
         gpa,
         write: wanted.write,
         fetch: false,
         table_walk: false,
-    })
+    }
 }

@@ -192,6 +192,11 @@ impl Requests {
             .init()
     }
 
+    /// Whether there is an INIT.
+    pub fn has_init(&self) -> bool {
+        self.signals().init()
+    }
+
     /// Takes the INIT; whether there was one. It comes before a start-up that is there as well.
     pub fn take_init(&self) -> bool {
         self.signal(|signals| signals.with_init(false)).init()

@@ -12,7 +12,7 @@ use crate::exit::{self, Completion, DecodeCache, LengthCache, Next};
 use crate::intc::{LocalApic, Mode, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
-use crate::rules::cr::{self, is_pae_paging};
+use crate::rules::cr::{self, efer, is_pae_paging};
 use crate::rules::msr::MsrState;
 use crate::trace::Counters;
 use crate::virt::{BadState, Event, Vcpu as _, Vendor};
@@ -196,6 +196,11 @@ impl<V: Vendor> Context<V> {
             return Err(BadState(
                 "XCR0 has a component that is not offered, or lacks one that another needs",
             ));
+        }
+        // What a guest could not set itself is not set for it either: the CPU may lack it, or nobody switches what it turns on.
+        let features = self.cpuid.features();
+        if state.cr4 & !features.cr4 != 0 || state.efer & !(features.efer | efer::LMA) != 0 {
+            return Err(BadState("CR4 or EFER has a bit that is not offered"));
         }
         self.hw.attach(hardware, self.domain.hardware());
         self.take_back_interrupt(vcpu);
@@ -498,7 +503,7 @@ impl<V: Vendor> Context<V> {
     }
 
     /// Sees to it that the guest takes the highest of its pending interrupts as soon as it can. [`Next::Wait`]: its vector has to be
-    /// asked for. Attached.
+    /// asked for, or there is an INIT. Attached.
     #[inline(always)]
     pub fn deliver_interrupt(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
         let quiet = self.returned_interrupt.is_none()
@@ -512,6 +517,10 @@ impl<V: Vendor> Context<V> {
 
     #[inline(never)]
     fn deliver_pending(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
+        if self.apic.is_some() && vcpu.requests.has_init() {
+            // It comes before all interrupts. Nobody prompts a vCPU to look at one that it has sent itself.
+            return Next::Wait;
+        }
         self.put_returned_interrupt(vcpu);
         if vcpu.requests.has_nmi() && vcpu.requests.take_nmi() {
             // An NMI makes no triple fault: it waits for what is being delivered.

@@ -702,6 +702,22 @@ pub static ALL: &[Scenario] = &[
         expectations: &[never("no-panic", "panic at")],
         ..DEFAULT
     },
+    // Attacks by class, beside a neighbour that must not notice.
+    Scenario {
+        name: "hostile",
+        // As for `conformance`.
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        // Most attackers end, and the serial port is slow.
+        command_line: "root=hostile log=warn",
+        timeout: 900,
+        guests: Some(&[]),
+        suites: &["hostile"],
+        expectations: &[
+            never("no-panic", "panic at"),
+            never("no-kernel-error", " ERROR "),
+        ],
+        ..DEFAULT
+    },
     // How the scheduler shares the CPUs, and what domains cost, 500 of them where there is memory for it.
     Scenario {
         name: "measure",

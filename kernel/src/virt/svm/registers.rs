@@ -5,6 +5,7 @@ use plinth_abi::{Segment, VcpuState};
 use super::validate::{cr0, cr4, efer};
 use super::vmcb::{EventInjection, InterruptState, RegisterSet, SaveArea, Vmcb};
 use crate::arch::msr::Msr;
+use crate::rules::is_canonical;
 use crate::virt::{Event, Gprs, SegmentName};
 
 /// RFLAGS: bit 1, always set.
@@ -247,7 +248,8 @@ pub fn set_state(vmcb: &mut Vmcb, gprs: &mut Gprs, state: &VcpuState, forced_cr4
     };
 }
 
-/// Rules that VMRUN does not check and that a sensible state keeps.
+/// Rules that VMRUN does not check and that a sensible state keeps: it makes bases canonical and ignores what it has no use for (APM2
+/// 15.5.1), but no instruction leads to such a state, and what one vendor's CPUs refuse the others' are not asked to bear.
 ///
 /// # Errors
 /// The rule that is broken.
@@ -267,6 +269,60 @@ pub fn sensible(state: &VcpuState) -> Result<(), &'static str> {
     }
     if state.cr4 & cr4::DEFINED & !cr4::GUEST != 0 {
         return Err("CR4 has shadow stacks on, which no guest is offered");
+    }
+    sensible_segments(state)?;
+    sensible_rip_and_flags(state)
+}
+
+/// Bits of a linear address.
+const fn linear_bits(state: &VcpuState) -> u8 {
+    if state.cr4 & cr4::LA57 != 0 { 57 } else { 48 }
+}
+
+fn sensible_segments(state: &VcpuState) -> Result<(), &'static str> {
+    let bits = linear_bits(state);
+    let bases = [&state.fs, &state.gs, &state.tr, &state.ldtr];
+    if !bases.iter().all(|segment| is_canonical(segment.base, bits)) {
+        return Err("the base of FS, GS, TR or LDTR is not canonical (APM2 4.5.3)");
+    }
+    for table in [&state.gdtr, &state.idtr] {
+        if !is_canonical(table.base, bits) || table.limit >> 16 != 0 {
+            return Err(
+                "the base of GDTR or IDTR is not canonical, or its limit has more than 16 bits (APM2 4.6)",
+            );
+        }
+    }
+    let addresses = [state.lstar, state.cstar, state.kernel_gs_base];
+    if !addresses.iter().all(|address| is_canonical(*address, bits)) {
+        return Err("LSTAR, CSTAR or KERNEL_GS_BASE is not canonical (APM2 6.1.1)");
+    }
+    // In real and virtual-8086 mode attributes are what is left of another.
+    if state.cr0 & cr0::PE == 0 || state.rflags & RFLAGS_VM != 0 {
+        return Ok(());
+    }
+    if !state.cs.is_present() || state.cs.attributes & 0x18 != 0x18 {
+        return Err("CS is no code segment that is present (APM2 4.8.1)");
+    }
+    if state.ss.is_present() && state.ss.attributes & 0x1a != 0x12 {
+        return Err("SS is no data segment that can be written (APM2 4.8.2)");
+    }
+    Ok(())
+}
+
+fn sensible_rip_and_flags(state: &VcpuState) -> Result<(), &'static str> {
+    let long = state.efer & efer::LMA != 0;
+    if long && state.cs.is_long() {
+        if !is_canonical(state.rip, linear_bits(state)) {
+            return Err("RIP is not canonical (APM2 5.3.1)");
+        }
+    } else if state.rip >> 32 != 0 {
+        return Err("RIP has a bit above 31 outside 64-bit mode (APM2 3.1.4)");
+    }
+    if state.rflags & 2 == 0 || state.rflags & !0x003f_7fd7 != 0 {
+        return Err("a reserved bit of RFLAGS is not what it always is (APM2 3.1.6)");
+    }
+    if state.rflags & RFLAGS_VM != 0 && (long || state.cr0 & cr0::PE == 0) {
+        return Err("RFLAGS.VM in long mode or outside protected mode (APM2 3.1.6)");
     }
     Ok(())
 }

@@ -25,6 +25,8 @@ pub mod cr4 {
     pub const PAE: u64 = 1 << 5;
     /// Machine-check exceptions.
     pub const MCE: u64 = 1 << 6;
+    /// Linear addresses of 57 bits.
+    pub const LA57: u64 = 1 << 12;
     /// Every bit an AMD CPU defines: 0 to 12, 16 to 18, 20 to 23 (APM2 3.1.3).
     pub const DEFINED: u64 = 0x00f7_1fff;
     /// Those a guest may have: all but CET, whose MSRs are not switched.

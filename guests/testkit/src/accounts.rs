@@ -1,4 +1,5 @@
-//! Accounts: what is used of the machine and of the suite's budget. Each test must leave them as it found them.
+//! Accounts: what is used of the machine and of the suite's budget. Each test of a suite that makes domains must leave them as it
+//! found them.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

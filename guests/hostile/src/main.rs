@@ -1,0 +1,144 @@
+//! Attacks by class. Each case makes an attacker, a domain of its own, and says what the manuals or `docs/abi.md` promise it: an
+//! exception, a value, a status, an end. Around every case ([`runner`]) a neighbour must go on computing and find nothing changed, and
+//! the accounts of the machine and of the suite must balance once the attacker is gone.
+//!
+//! The suite needs a system handle and a handle to its own domain, and 64 MiB of memory.
+
+#![no_std]
+#![no_main]
+#![allow(
+    clippy::result_large_err,
+    reason = "without a heap a failure travels by value"
+)]
+#![allow(
+    unsafe_code,
+    reason = "snippet! assembles code, which runs in attackers"
+)]
+
+/// Names the cases of a module.
+macro_rules! cases {
+    ($module:literal: $($case:ident),+ $(,)?) => {
+        /// The cases of this module.
+        pub const CASES: &[plinth_rt::suite::Test] = &[$((
+            concat!($module, "::", stringify!($case)),
+            || crate::runner::watched($case),
+        )),+];
+    };
+}
+
+mod attacker;
+mod budgets;
+mod claimers;
+mod double_fetches;
+mod entry_states;
+mod exits;
+mod handles;
+mod leftovers;
+mod local_apics;
+mod msrs;
+mod neighbour;
+mod nested_faults;
+mod ports;
+mod runner;
+mod stale_translations;
+mod tasks;
+mod virtualisation;
+
+use plinth_rt::abi::Handle;
+use plinth_rt::abi::domain::platform;
+use plinth_rt::suite::{self, Test};
+use plinth_rt::{Outcome, println};
+use plinth_testkit::kit::Must;
+use plinth_testkit::{accounts, child, kit, window};
+
+plinth_rt::entry!(main);
+
+/// The classes of attacks, in the order in which they run.
+const CLASSES: [&[Test]; 14] = [
+    entry_states::CASES,
+    nested_faults::CASES,
+    virtualisation::CASES,
+    tasks::CASES,
+    msrs::CASES,
+    ports::CASES,
+    exits::CASES,
+    local_apics::CASES,
+    leftovers::CASES,
+    stale_translations::CASES,
+    double_fetches::CASES,
+    claimers::CASES,
+    handles::CASES,
+    budgets::CASES,
+];
+
+const COUNT: usize = {
+    let (mut count, mut class) = (0, 0);
+    while class < CLASSES.len() {
+        count += CLASSES[class].len();
+        class += 1;
+    }
+    count
+};
+
+/// All cases.
+static CASES: [Test; COUNT] = {
+    let mut all = [CLASSES[0][0]; COUNT];
+    let (mut count, mut class) = (0, 0);
+    while class < CLASSES.len() {
+        let mut index = 0;
+        while index < CLASSES[class].len() {
+            all[count] = CLASSES[class][index];
+            count += 1;
+            index += 1;
+        }
+        class += 1;
+    }
+    all
+};
+
+/// Exit status of a suite that was not given what it needs.
+const STATUS_NOTHING_GIVEN: u64 = 103;
+
+fn main() -> u64 {
+    attacker::obey();
+    attacker::keep_image();
+    if kit::system().0 == Handle::NONE || kit::own().0 == Handle::NONE {
+        println!("the suite needs a system handle and a handle to its own domain");
+        return STATUS_NOTHING_GIVEN;
+    }
+    if let Err(why) = warm_up().and_then(|()| accounts::open()) {
+        println!("the suite cannot begin: {why}");
+        return STATUS_NOTHING_GIVEN;
+    }
+    suite::run("hostile", &CASES)
+}
+
+/// What the kernel keeps once it has been needed is not what the cases look for: nested tables, room in lists. All of it is needed once
+/// before the accounts are opened.
+fn warm_up() -> Outcome {
+    neighbour::move_in()?;
+    let memory = kit::memory(4096)?;
+    let mut mappings = [const { None }; window::SLOTS as usize];
+    for (slot, mapping) in (0..).zip(&mut mappings) {
+        *mapping = Some(window::Mapped::new(slot, *memory, 4096)?);
+    }
+    let mut events = [const { None }; 16];
+    for place in &mut events {
+        let event = kit::event()?;
+        event.bind(0).must("bind")?;
+        event.signal().must("signal")?;
+        *place = Some(event);
+    }
+    let mut children = [const { None }; 24];
+    for place in &mut children {
+        *place = Some(child::Child::running(child::count())?);
+    }
+    drop(children);
+    for platform in [0, platform::PC] {
+        let plan = attacker::Plan::new(|| Ok(())).on(platform);
+        for vcpus in 1..=4 {
+            attacker::carried_out(&plan.with_vcpus(vcpus))?;
+        }
+    }
+    Ok(())
+}
