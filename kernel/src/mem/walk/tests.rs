@@ -672,6 +672,15 @@ proptest! {
                     prop_assert_eq!(result, ok(page));
                     // A second walk finds every bit set and reads the same.
                     prop_assert_eq!(paging.walk(&memory, linear, intent), ok(page));
+                    let trail = paging.trail(&memory, linear, intent);
+                    prop_assert_eq!(trail.is_none(), matches!(mode, TestMode::Pae));
+                    if let Some(trail) = trail {
+                        prop_assert_eq!(trail.gpa(), Gpa::new(page));
+                        // A memory of nothing but these words leads to the same place: no other has a part in it.
+                        let words: Vec<_> = trail.words().iter().map(|&(gpa, word)| (gpa.get(), word)).collect();
+                        prop_assert!(words.iter().all(|&(gpa, word)| memory.get(gpa) == word));
+                        prop_assert_eq!(paging.walk(&Memory::new(&words), linear, intent), ok(page));
+                    }
                 } else {
                     let Err(WalkError::PageFault(fault)) = result else { panic!("{result:?}") };
                     prop_assert_eq!(fault.error_code & (error_code::PRESENT | error_code::RESERVED), error_code::PRESENT);
