@@ -19,6 +19,7 @@ mod provision;
 mod run;
 mod script;
 mod serial;
+mod stats;
 mod test;
 mod workspace;
 
@@ -52,6 +53,8 @@ enum Task {
     Doctor,
     /// Builds the kernel, the guests and the loader
     Build(Install),
+    /// Counts lines of code and unsafe blocks, without tests
+    Stats,
     /// Checks formatting and runs clippy on every package for its target
     Check(Install),
 }
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         ),
         Task::Header(options) => header::main(options.out),
         Task::Doctor => doctor::main(),
+        Task::Stats => stats::main(),
         Task::Build(install) => compile::main(install.permission()),
         Task::Check(install) => check::main(install.permission()),
     };
