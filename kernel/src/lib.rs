@@ -4,7 +4,16 @@
 //! The kernel holds only what must be privileged; a guest's error is a status code or the end of that guest, never of
 //! the machine; every piece of work done with interrupts off is bounded.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "fuzzing")), no_std)]
+#![cfg_attr(
+    all(feature = "fuzzing", not(test)),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "of the tests' modules the fuzzer uses the properties alone"
+    )
+)]
 
 extern crate alloc;
 
@@ -12,6 +21,8 @@ pub mod arch;
 pub mod boot;
 pub mod decode;
 pub mod exit;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod hypercall;
 pub mod intc;
 pub mod launch;

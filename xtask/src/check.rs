@@ -5,6 +5,7 @@
 use std::process::{Command, ExitCode};
 
 use crate::compile::{KERNEL_PACKAGE, LOADER_PACKAGE};
+use crate::fuzz::PACKAGE as FUZZ_PACKAGE;
 use crate::progress::{self, Step};
 use crate::provision::Permission;
 use crate::provision::targets::{self, KERNEL, LOADER};
@@ -39,7 +40,7 @@ pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
         .into_iter()
         .chain(guests)
         .collect();
-    let checks: [(&str, Command); 5] = [
+    let checks: [(&str, Command); 6] = [
         ("rustfmt", format),
         (
             "clippy of the host's packages",
@@ -48,6 +49,11 @@ pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
         (
             "clippy of libraries' host tests",
             clippy(&["--lib", "--tests"], &LIBRARIES),
+        ),
+        // Apart from the others: it turns on features of theirs. The program for libFuzzer would need a C++ compiler.
+        (
+            "clippy of the fuzz targets",
+            clippy(&["--all-targets"], &[FUZZ_PACKAGE]),
         ),
         (
             "clippy of the kernel and the guests",

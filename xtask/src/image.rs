@@ -207,6 +207,7 @@ mod tests {
             root: "/".into(),
             target: "/".into(),
             guests: vec![],
+            packages: vec![],
             c_guests: ["a", "b"]
                 .map(|name| Path::new("/guests").join(name))
                 .into(),

@@ -397,6 +397,7 @@ mod tests {
             root: source_root(),
             target: "/".into(),
             guests: vec![],
+            packages: vec![],
             c_guests: vec![],
         }
     }

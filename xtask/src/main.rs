@@ -8,6 +8,7 @@ mod check;
 mod compile;
 mod console;
 mod doctor;
+mod fuzz;
 mod guard;
 mod header;
 mod image;
@@ -19,6 +20,7 @@ mod provision;
 mod run;
 mod script;
 mod serial;
+mod stats;
 mod test;
 mod workspace;
 
@@ -52,6 +54,10 @@ enum Task {
     Doctor,
     /// Builds the kernel, the guests and the loader
     Build(Install),
+    /// Runs the fuzz targets, for a while each
+    Fuzz(fuzz::Options),
+    /// Counts lines of code and unsafe blocks, without tests
+    Stats,
     /// Checks formatting and runs clippy on every package for its target
     Check(Install),
 }
@@ -119,6 +125,8 @@ fn main() -> ExitCode {
         ),
         Task::Header(options) => header::main(options.out),
         Task::Doctor => doctor::main(),
+        Task::Fuzz(options) => fuzz::main(&options),
+        Task::Stats => stats::main(),
         Task::Build(install) => compile::main(install.permission()),
         Task::Check(install) => check::main(install.permission()),
     };

@@ -44,6 +44,15 @@ pub struct Program {
     pub directory: PathBuf,
 }
 
+/// A package of the workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// The files at which its library and its programs begin.
+    pub roots: Vec<PathBuf>,
+}
+
 /// The workspace.
 #[derive(Debug, Clone)]
 pub struct Workspace {
@@ -53,6 +62,8 @@ pub struct Workspace {
     pub target: PathBuf,
     /// The packages under `guests/` that are programs, sorted by name.
     pub guests: Vec<Program>,
+    /// All packages, in cargo's order.
+    pub packages: Vec<Package>,
     /// The directories under `guests/` that hold a guest in C, a `main.c` without a package. The directory's name is the guest's.
     pub c_guests: Vec<PathBuf>,
 }
@@ -97,10 +108,12 @@ impl Workspace {
             .filter_map(|package| guest(package, &root.join("guests")))
             .collect();
         guests.sort_by(|a, b| a.bin.cmp(&b.bin));
+        let packages = packages.iter().filter_map(package).collect();
         Ok(Self {
             root,
             target,
             guests,
+            packages,
             c_guests: Vec::new(),
         })
     }
@@ -118,6 +131,22 @@ impl Workspace {
     pub fn machines(&self) -> PathBuf {
         self.target.join("machines")
     }
+}
+
+/// A package, with the parts of it that are built for use.
+fn package(package: &Value) -> Option<Package> {
+    let is_used = |target: &&Value| {
+        target["kind"]
+            .as_array()
+            .is_some_and(|kinds| kinds.iter().any(|kind| kind == "lib" || kind == "bin"))
+    };
+    let targets = package["targets"].as_array()?.iter().filter(is_used);
+    Some(Package {
+        name: package["name"].as_str()?.to_owned(),
+        roots: targets
+            .filter_map(|target| target["src_path"].as_str().map(PathBuf::from))
+            .collect(),
+    })
 }
 
 /// The program of a package, if its manifest is below `directory` and it has an executable.
@@ -212,7 +241,9 @@ mod tests {
             {"name": "plinth-rt", "manifest_path": "/p/guests/rt/Cargo.toml", "targets": [{"kind": ["lib"], "name": "plinth_rt"}]},
             {"name": "g-two", "manifest_path": "/p/guests/two/Cargo.toml", "targets": [{"kind": ["test"], "name": "t"}, {"kind": ["bin"], "name": "two"}]},
             {"name": "g-one", "manifest_path": "/p/guests/one/Cargo.toml", "targets": [{"kind": ["bin"], "name": "one"}]},
-            {"name": "xtask", "manifest_path": "/p/xtask/Cargo.toml", "targets": [{"kind": ["bin"], "name": "xtask"}]}]}"#;
+            {"name": "xtask", "manifest_path": "/p/xtask/Cargo.toml", "targets": [
+                {"kind": ["bin"], "name": "xtask", "src_path": "/p/xtask/src/main.rs"},
+                {"kind": ["custom-build"], "name": "build-script-build", "src_path": "/p/xtask/build.rs"}]}]}"#;
         let workspace = Workspace::from_metadata(json).unwrap();
         let program = |package: &str, bin: &str| Program {
             package: package.into(),
@@ -224,6 +255,11 @@ mod tests {
             [program("g-one", "one"), program("g-two", "two")]
         );
         assert_eq!(workspace.guest_names().collect::<Vec<_>>(), ["one", "two"]);
+        let xtask = Package {
+            name: "xtask".into(),
+            roots: vec!["/p/xtask/src/main.rs".into()],
+        };
+        assert_eq!(workspace.packages.last(), Some(&xtask));
         assert_eq!(
             (workspace.root, workspace.target),
             ("/p".into(), "/t".into())

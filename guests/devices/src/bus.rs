@@ -437,5 +437,5 @@ pub const fn is_com1(port: u16) -> bool {
     port >= COM1 && port <= COM1_LAST
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

@@ -9,13 +9,23 @@
 //! A guest may write anything anywhere. Nothing here panics for it, allocates for it without bound, or takes longer than a few
 //! hundred steps for an access.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "fuzzing")), no_std)]
+#![cfg_attr(
+    all(feature = "fuzzing", not(test)),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "of the tests' modules the fuzzer uses the properties alone"
+    )
+)]
 
 extern crate alloc;
 
 pub mod acpi;
 pub mod bus;
 pub mod debug;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod i8042;
 pub mod pci;
 pub mod pic;

@@ -129,5 +129,5 @@ fn identity_map(at: u64, write: &mut dyn FnMut(u64, &[u8]) -> bool) -> bool {
         })
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

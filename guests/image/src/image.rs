@@ -190,5 +190,5 @@ impl<'a> Image<'a> {
     }
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

@@ -14,9 +14,17 @@
 //! An image may hold anything: what is wrong with it is an [`ImageError`], and nothing is written outside the memory that
 //! the guest is to have. What an image wants is worked out to the end before the first byte is written.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "fuzzing")), no_std)]
 #![cfg_attr(
-    test,
+    all(feature = "fuzzing", not(test)),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "of the tests' modules the fuzzer uses the properties alone"
+    )
+)]
+#![cfg_attr(
+    any(test, feature = "fuzzing"),
     allow(
         clippy::single_range_in_vec_init,
         reason = "RAM in one piece is just that"
@@ -28,6 +36,8 @@ extern crate alloc;
 mod error;
 mod executable;
 mod firmware;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod image;
 mod linux;
 mod machine;
@@ -35,7 +45,7 @@ mod multiboot;
 mod place;
 mod pvh;
 mod segments;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod testing;
 
 pub use error::ImageError;

@@ -414,5 +414,5 @@ fn address(at: u64) -> U32 {
     U32::new(u32::try_from(at).unwrap_or(u32::MAX))
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

@@ -468,5 +468,5 @@ fn low(number: u64) -> U32 {
     U32::new(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

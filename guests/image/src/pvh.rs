@@ -194,5 +194,5 @@ fn count(entries: usize) -> U32 {
     U32::new(u32::try_from(entries).unwrap_or(u32::MAX))
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

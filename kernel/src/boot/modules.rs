@@ -74,9 +74,21 @@ pub fn modules() -> &'static Modules<'static> {
     MODULES.get().unwrap_or(&NONE)
 }
 
-#[cfg(test)]
-mod tests {
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests {
     use super::*;
+
+    /// Whatever the bytes are: what is given as a file lies within them, and is found by its path, unless another has the same.
+    pub fn gives_parts_of(bytes: &[u8]) {
+        let modules = Modules::new(bytes);
+        let within = bytes.as_ptr_range();
+        for (name, data) in modules.iter() {
+            let part = data.as_ptr_range();
+            assert!(data.is_empty() || within.start <= part.start && part.end <= within.end);
+            assert!(modules.find(name.as_str()).is_some());
+            modules.text(name.as_str());
+        }
+    }
 
     /// One ustar entry, as in POSIX.1-2017 `pax`, section "ustar Interchange Format".
     fn entry(path: &str, data: &[u8]) -> Vec<u8> {
@@ -97,7 +109,8 @@ mod tests {
         header
     }
 
-    fn archive() -> Vec<u8> {
+    /// Two files.
+    pub fn archive() -> Vec<u8> {
         let mut bytes = entry("cmdline", b"log=debug");
         bytes.extend(entry("guests/hello", &[7; 513]));
         bytes.resize(bytes.len() + 1024, 0);
@@ -125,5 +138,20 @@ mod tests {
         assert_eq!(Modules::new(&bytes).iter().count(), 0);
         assert_eq!(Modules::new(&archive()[..700]).iter().count(), 0);
         assert_eq!(Modules::new(&[]).iter().count(), 0);
+    }
+
+    #[test]
+    fn no_damage_gives_more_than_there_is() {
+        let bytes = archive();
+        for at in 0..bytes.len() {
+            for value in [0, 0xff, bytes[at] ^ 1] {
+                let mut bytes = bytes.clone();
+                bytes[at] = value;
+                gives_parts_of(&bytes);
+            }
+        }
+        for length in 0..bytes.len() {
+            gives_parts_of(&bytes[..length]);
+        }
     }
 }

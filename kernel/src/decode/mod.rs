@@ -12,8 +12,8 @@ mod layout;
 mod operand;
 mod prefix;
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 
 pub use instruction::{
     Alu, BitOperation, Instruction, Operation, Port, StringKind, bit_displacement,

@@ -104,7 +104,7 @@ fn same_memory(
 }
 
 /// Checks one encoding; `bytes` holds at least 15.
-fn check(bytes: &[u8], mode: Mode) {
+pub fn check(bytes: &[u8], mode: Mode) {
     let ours = length(bytes, mode);
     let decoded = decode(bytes, mode);
     if let (Ok(length), Ok(decoded)) = (ours, &decoded) {

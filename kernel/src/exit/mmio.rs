@@ -357,6 +357,6 @@ fn alu(kind: Alu, a: u64, b: u64, carry: u64, size: u8) -> (u64, u64) {
     (result, flags)
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[path = "mmio_tests.rs"]
-mod tests;
+pub(crate) mod tests;

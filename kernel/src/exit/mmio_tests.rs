@@ -288,6 +288,45 @@ fn emulate(instruction: &Instruction, registers: &mut Held, memory: &mut Emulate
     }
 }
 
+/// Runs whatever the bytes are with these registers, RFLAGS the last: an element of a string, or another instruction, makes at most
+/// two accesses, each of one of the sizes that there are, and no register changes before the last one.
+pub fn is_bounded(bytes: &[u8], mode: Mode, values: [u64; 17]) {
+    let Ok(instruction) = decode(bytes, mode) else {
+        return;
+    };
+    let mut gprs = Gprs::default();
+    for (number, value) in (0..16).zip(values) {
+        gprs.set(number, value);
+    }
+    let mut registers = Held {
+        gprs,
+        rsp: values[4],
+        rip: values[5],
+        rflags: values[16],
+    };
+    for _ in 0..3 {
+        let before = registers;
+        let Some(mut step) = start(&instruction, &registers) else {
+            return;
+        };
+        let mut accesses = 0;
+        while let Step::Access(access, wait) = step {
+            assert_eq!(registers, before);
+            assert!(matches!(access.size, 1 | 2 | 4 | 8), "{access:x?}");
+            assert_eq!(access.value & !mask(access.size), 0, "{access:x?}");
+            assert!(access.write || access.value == 0, "{access:x?}");
+            accesses += 1;
+            assert!(accesses <= 2, "{instruction:x?}");
+            step = complete(&instruction, wait, values[accesses], &mut registers);
+        }
+        assert_eq!(registers.rip, before.rip);
+        if step == Step::Done {
+            return;
+        }
+        assert!(instruction.prefixes.repeat.is_some());
+    }
+}
+
 /// Executes a form and emulates it, from the same state and memory.
 fn compare(form: &Form, mut state: State, contents: [[u8; AREA]; 2]) -> Result<(), TestCaseError> {
     let mut areas = contents;
@@ -377,6 +416,15 @@ fn area() -> impl Strategy<Value = [u8; AREA]> {
 }
 
 proptest! {
+    #[test]
+    fn whatever_it_is_its_accesses_are_bounded(
+        bytes: [u8; 15],
+        mode in prop::sample::select(vec![Mode::Real16, Mode::Protected32, Mode::Long64]),
+        values: [u64; 17],
+    ) {
+        is_bounded(&bytes, mode, values);
+    }
+
     #[test]
     fn instructions_do_what_the_cpu_does(
         [rax, rbx, rcx, rdx, r8, r9] in prop::array::uniform6(value()),

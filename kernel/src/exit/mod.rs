@@ -11,7 +11,7 @@ mod cpuid;
 mod decode_cache;
 mod instruction;
 mod io;
-mod mmio;
+pub(crate) mod mmio;
 mod msr;
 mod string;
 

@@ -19,14 +19,14 @@ pub mod requests;
 mod timer;
 mod vectors;
 
-#[cfg(test)]
-mod io_tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod io_tests;
 #[cfg(test)]
 mod local_tests;
-#[cfg(test)]
-mod storm_tests;
-#[cfg(test)]
-mod timer_tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod storm_tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod timer_tests;
 
 pub use io::IoApic;
 pub use local::{Effect, Lint, LocalApic, Mode};

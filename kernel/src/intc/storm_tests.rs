@@ -8,7 +8,7 @@ use super::*;
 
 /// What happens to a local APIC.
 #[derive(Clone, Copy, Debug)]
-enum Event {
+pub enum Event {
     Raise(u8, bool),
     Take,
     PutBack,
@@ -29,7 +29,7 @@ enum Event {
 }
 
 /// Those of a guest that behaves: its interrupts and their priorities alone.
-fn tame() -> impl Strategy<Value = Event> {
+pub fn tame() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (16u8.., any::<bool>()).prop_map(|(vector, level)| Event::Raise(vector, level)),
         4 => Just(Event::Take),
@@ -39,7 +39,8 @@ fn tame() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn wild() -> impl Strategy<Value = Event> {
+/// Those of any guest.
+pub fn wild() -> impl Strategy<Value = Event> {
     let offset = prop_oneof![
         8 => (0u32..0x40).prop_map(|register| register << 4),
         1 => any::<u32>(),
@@ -174,91 +175,160 @@ impl Guest {
     }
 }
 
-proptest! {
-    /// A model of two sets and a register: each interrupt that is accepted ends at most once, the highest first, with the
-    /// trigger mode that it had; and what is accepted is always of a higher class than all that is in service.
-    #[test]
-    fn interrupts_are_accepted_by_priority_and_end_once(events in prop::collection::vec(tame(), 0..100)) {
-        let mut guest = Guest::new();
-        let mut pending = BTreeMap::new();
-        let mut service: Vec<(u8, bool)> = Vec::new();
-        let mut priority = 0;
-        for event in events {
-            let serving = service.last().map_or(0, |&(vector, _)| vector >> 4);
-            let expected = pending
-                .last_key_value()
-                .map(|(&vector, &level)| (vector, level))
-                .filter(|&(vector, _)| vector >> 4 > serving.max(priority >> 4));
-            let deliverable = guest.apic.deliverable(&guest.requests);
-            prop_assert_eq!(deliverable, expected.map(|(vector, _)| vector));
-            match event {
-                Event::Raise(vector, level) => {
-                    let new = guest.requests.raise(vector, level);
-                    prop_assert_eq!(new, !pending.contains_key(&vector));
-                    *pending.entry(vector).or_insert(level) |= level;
-                }
-                Event::Take => {
-                    guest.take();
-                    if let Some((vector, level)) = expected {
-                        pending.remove(&vector);
-                        service.push((vector, level));
-                    }
-                }
-                Event::End => {
-                    let expected = match service.pop() {
-                        Some((vector, broadcast)) => Effect::Eoi { vector, broadcast },
-                        None => Effect::None,
-                    };
-                    prop_assert_eq!(guest.end(), expected);
-                }
-                Event::Priority(value) => {
-                    priority = value;
-                    guest.does(event);
-                }
-                other => guest.does(other),
+/// A model of two sets and a register: each interrupt that is accepted ends at most once, the highest first, with the
+/// trigger mode that it had; and what is accepted is always of a higher class than all that is in service.
+pub fn accepts_by_priority(events: Vec<Event>) -> Result<(), TestCaseError> {
+    let mut guest = Guest::new();
+    let mut pending = BTreeMap::new();
+    let mut service: Vec<(u8, bool)> = Vec::new();
+    let mut priority = 0;
+    for event in events {
+        let serving = service.last().map_or(0, |&(vector, _)| vector >> 4);
+        let expected = pending
+            .last_key_value()
+            .map(|(&vector, &level)| (vector, level))
+            .filter(|&(vector, _)| vector >> 4 > serving.max(priority >> 4));
+        let deliverable = guest.apic.deliverable(&guest.requests);
+        prop_assert_eq!(deliverable, expected.map(|(vector, _)| vector));
+        match event {
+            Event::Raise(vector, level) => {
+                let new = guest.requests.raise(vector, level);
+                prop_assert_eq!(new, !pending.contains_key(&vector));
+                *pending.entry(vector).or_insert(level) |= level;
             }
-            prop_assert_eq!(guest.pending(), pending.keys().copied().collect());
-            let in_service: BTreeSet<u8> = service.iter().map(|&(vector, _)| vector).collect();
-            prop_assert_eq!(guest.in_service(), in_service);
-            // The law of PPR (SDM vol. 3 11.8.3.1).
-            let serving = service.last().map_or(0, |&(vector, _)| vector >> 4);
-            let ppr = guest.apic.processor_priority();
-            prop_assert_eq!(ppr >> 4, serving.max(priority >> 4));
-            if priority >> 4 > serving {
-                prop_assert_eq!(ppr, priority);
-            } else if priority >> 4 < serving {
-                prop_assert_eq!(ppr & 0xf, 0);
+            Event::Take => {
+                guest.take();
+                if let Some((vector, level)) = expected {
+                    pending.remove(&vector);
+                    service.push((vector, level));
+                }
             }
+            Event::End => {
+                let expected = match service.pop() {
+                    Some((vector, broadcast)) => Effect::Eoi { vector, broadcast },
+                    None => Effect::None,
+                };
+                prop_assert_eq!(guest.end(), expected);
+            }
+            Event::Priority(value) => {
+                priority = value;
+                guest.does(event);
+            }
+            other => guest.does(other),
+        }
+        prop_assert_eq!(guest.pending(), pending.keys().copied().collect());
+        let in_service: BTreeSet<u8> = service.iter().map(|&(vector, _)| vector).collect();
+        prop_assert_eq!(guest.in_service(), in_service);
+        // The law of PPR (SDM vol. 3 11.8.3.1).
+        let serving = service.last().map_or(0, |&(vector, _)| vector >> 4);
+        let ppr = guest.apic.processor_priority();
+        prop_assert_eq!(ppr >> 4, serving.max(priority >> 4));
+        if priority >> 4 > serving {
+            prop_assert_eq!(ppr, priority);
+        } else if priority >> 4 < serving {
+            prop_assert_eq!(ppr & 0xf, 0);
         }
     }
+    Ok(())
+}
 
-    /// Nothing that a guest does panics. Illegal vectors never appear, no two interrupts of one class are in service, and
-    /// what is deliverable is above them.
+/// Nothing that a guest does panics. Illegal vectors never appear, no two interrupts of one class are in service, and
+/// what is deliverable is above them.
+pub fn breaks_no_law(events: Vec<Event>) -> Result<(), TestCaseError> {
+    let mut guest = Guest::new();
+    for event in events {
+        guest.does(event);
+        let pending = guest.pending();
+        prop_assert!(pending.first().is_none_or(|&vector| vector >= FIRST_VECTOR));
+        if guest.apic.mode() == Mode::Disabled {
+            prop_assert_eq!(guest.apic.deliverable(&guest.requests), None);
+            continue;
+        }
+        let service = guest.in_service();
+        prop_assert!(service.first().is_none_or(|&vector| vector >= FIRST_VECTOR));
+        let classes: BTreeSet<u8> = service.iter().map(|vector| vector >> 4).collect();
+        prop_assert_eq!(classes.len(), service.len());
+        let ppr = guest.apic.processor_priority();
+        prop_assert!(service.last().is_none_or(|vector| vector >> 4 <= ppr >> 4));
+        if let Some(vector) = guest.apic.deliverable(&guest.requests) {
+            prop_assert!(vector >> 4 > ppr >> 4);
+            prop_assert_eq!(Some(&vector), pending.last());
+        }
+        let addressing = guest.requests.addressing();
+        prop_assert!(addressing.hardware_enabled());
+        prop_assert_eq!(addressing.x2apic(), guest.apic.mode() == Mode::X2Apic);
+    }
+    Ok(())
+}
+
+/// The whole way of a level: from the line through IRR and ISR to the end and back. As often as its handler ran, it had
+/// been asserted; and while it is asserted and nothing is in service, it is pending.
+pub fn goes_round(steps: Vec<u8>) -> Result<(), TestCaseError> {
+    let mut guest = Guest::new();
+    let mut io = IoApic::new();
+    let requests = &guest.requests;
+    let mut deliver = |message: &Message| {
+        let accepts = requests.accepts(message);
+        if accepts {
+            requests.post(message);
+        }
+        accepts
+    };
+    io.write_mmio(0, 0x10 + 2 * 9, |_| false);
+    io.write_mmio(0x10, 1 << 15 | 0x39, &mut deliver);
+    let (mut asserted, mut serving) = (false, false);
+    for step in steps {
+        match step {
+            0 | 1 => {
+                asserted = step == 1;
+                io.set_line(9, asserted, &mut deliver);
+            }
+            2 => {
+                if let Some(vector) = guest.apic.deliverable(requests) {
+                    prop_assert!(!serving, "twice without an end");
+                    prop_assert_eq!(vector, 0x39);
+                    serving = guest.apic.accept(vector, requests);
+                }
+            }
+            3 => {
+                let effect = guest.apic.write_mmio(0xb0, 0, requests, 0);
+                let expected = if serving {
+                    Effect::Eoi {
+                        vector: 0x39,
+                        broadcast: true,
+                    }
+                } else {
+                    Effect::None
+                };
+                prop_assert_eq!(effect, expected);
+                if serving {
+                    io.end_of_interrupt(0x39, &mut deliver);
+                }
+                serving = false;
+            }
+            _ => {
+                if serving {
+                    guest.apic.put_back(0x39, requests);
+                    serving = false;
+                }
+            }
+        }
+        if asserted && !serving {
+            prop_assert_eq!(guest.apic.deliverable(requests), Some(0x39), "lost");
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn interrupts_are_accepted_by_priority_and_end_once(events in prop::collection::vec(tame(), 0..100)) {
+        accepts_by_priority(events)?;
+    }
+
     #[test]
     fn a_storm_breaks_no_law(events in prop::collection::vec(wild(), 0..100)) {
-        let mut guest = Guest::new();
-        for event in events {
-            guest.does(event);
-            let pending = guest.pending();
-            prop_assert!(pending.first().is_none_or(|&vector| vector >= FIRST_VECTOR));
-            if guest.apic.mode() == Mode::Disabled {
-                prop_assert_eq!(guest.apic.deliverable(&guest.requests), None);
-                continue;
-            }
-            let service = guest.in_service();
-            prop_assert!(service.first().is_none_or(|&vector| vector >= FIRST_VECTOR));
-            let classes: BTreeSet<u8> = service.iter().map(|vector| vector >> 4).collect();
-            prop_assert_eq!(classes.len(), service.len());
-            let ppr = guest.apic.processor_priority();
-            prop_assert!(service.last().is_none_or(|vector| vector >> 4 <= ppr >> 4));
-            if let Some(vector) = guest.apic.deliverable(&guest.requests) {
-                prop_assert!(vector >> 4 > ppr >> 4);
-                prop_assert_eq!(Some(&vector), pending.last());
-            }
-            let addressing = guest.requests.addressing();
-            prop_assert!(addressing.hardware_enabled());
-            prop_assert_eq!(addressing.x2apic(), guest.apic.mode() == Mode::X2Apic);
-        }
+        breaks_no_law(events)?;
     }
 
     /// A refused write and every read but that of a reserved register leave everything as it is.
@@ -307,59 +377,8 @@ proptest! {
         }
     }
 
-    /// The whole way of a level: from the line through IRR and ISR to the end and back. As often as its handler ran, it had
-    /// been asserted; and while it is asserted and nothing is in service, it is pending.
     #[test]
     fn a_level_goes_round(steps in prop::collection::vec(0u8..5, 0..200)) {
-        let mut guest = Guest::new();
-        let mut io = IoApic::new();
-        let requests = &guest.requests;
-        let mut deliver = |message: &Message| {
-            let accepts = requests.accepts(message);
-            if accepts {
-                requests.post(message);
-            }
-            accepts
-        };
-        io.write_mmio(0, 0x10 + 2 * 9, |_| false);
-        io.write_mmio(0x10, 1 << 15 | 0x39, &mut deliver);
-        let (mut asserted, mut serving) = (false, false);
-        for step in steps {
-            match step {
-                0 | 1 => {
-                    asserted = step == 1;
-                    io.set_line(9, asserted, &mut deliver);
-                }
-                2 => {
-                    if let Some(vector) = guest.apic.deliverable(requests) {
-                        prop_assert!(!serving, "twice without an end");
-                        prop_assert_eq!(vector, 0x39);
-                        serving = guest.apic.accept(vector, requests);
-                    }
-                }
-                3 => {
-                    let effect = guest.apic.write_mmio(0xb0, 0, requests, 0);
-                    let expected = if serving {
-                        Effect::Eoi { vector: 0x39, broadcast: true }
-                    } else {
-                        Effect::None
-                    };
-                    prop_assert_eq!(effect, expected);
-                    if serving {
-                        io.end_of_interrupt(0x39, &mut deliver);
-                    }
-                    serving = false;
-                }
-                _ => {
-                    if serving {
-                        guest.apic.put_back(0x39, requests);
-                        serving = false;
-                    }
-                }
-            }
-            if asserted && !serving {
-                prop_assert_eq!(guest.apic.deliverable(requests), Some(0x39), "lost");
-            }
-        }
+        goes_round(steps)?;
     }
 }

@@ -232,7 +232,7 @@ fn moving_the_tsc_moves_no_count() {
 
 /// A change of the timer, as a guest can make it.
 #[derive(Clone, Copy, Debug)]
-enum Change {
+pub enum Change {
     Mode(u8),
     Initial(u32),
     Divide(u32),
@@ -242,7 +242,8 @@ enum Change {
     Expire,
 }
 
-fn change() -> impl Strategy<Value = Change> {
+/// One of them.
+pub fn change() -> impl Strategy<Value = Change> {
     let count = prop_oneof![Just(0), Just(1), 0u32..1000, any::<u32>()];
     let ticks = prop_oneof![0u64..1000, 0u64..1 << 41, any::<u64>()];
     prop_oneof![
@@ -256,31 +257,36 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
+/// Whatever a guest does: no overflow, the count is not above the initial count, and after an expiry the next deadline
+/// is ahead, so that nobody who waits for it turns in circles.
+pub fn deadlines_lie_ahead(changes: Vec<Change>) -> Result<(), TestCaseError> {
+    let (mut timer, mut now) = (Timer::RESET, 0u64);
+    for change in changes {
+        match change {
+            Change::Mode(mode) => timer.set_mode(TimerMode::of_bits(mode)),
+            Change::Initial(initial) => timer.set_initial(initial, now),
+            Change::Divide(divide) => timer.set_divide(divide, now),
+            Change::Deadline(deadline) => timer.set_tsc_deadline(deadline),
+            Change::TscMoved(by) => {
+                timer.tsc_moved(by);
+                now = now.wrapping_add(by);
+            }
+            Change::Pass(ticks) => now = now.saturating_add(ticks).min(u64::MAX - 1),
+            Change::Expire => {
+                timer.expire(now);
+                prop_assert!(timer.deadline(false).is_none_or(|deadline| deadline > now));
+                prop_assert!(!timer.expire(now));
+            }
+        }
+        prop_assert!(timer.current(now) <= timer.initial());
+    }
+    Ok(())
+}
+
 proptest! {
-    /// Whatever a guest does: no overflow, the count is not above the initial count, and after an expiry the next deadline
-    /// is ahead, so that nobody who waits for it turns in circles.
     #[test]
     fn a_deadline_lies_ahead_after_an_expiry(changes in prop::collection::vec(change(), 0..60)) {
-        let (mut timer, mut now) = (Timer::RESET, 0u64);
-        for change in changes {
-            match change {
-                Change::Mode(mode) => timer.set_mode(TimerMode::of_bits(mode)),
-                Change::Initial(initial) => timer.set_initial(initial, now),
-                Change::Divide(divide) => timer.set_divide(divide, now),
-                Change::Deadline(deadline) => timer.set_tsc_deadline(deadline),
-                Change::TscMoved(by) => {
-                    timer.tsc_moved(by);
-                    now = now.wrapping_add(by);
-                }
-                Change::Pass(ticks) => now = now.saturating_add(ticks).min(u64::MAX - 1),
-                Change::Expire => {
-                    timer.expire(now);
-                    prop_assert!(timer.deadline(false).is_none_or(|deadline| deadline > now));
-                    prop_assert!(!timer.expire(now));
-                }
-            }
-            prop_assert!(timer.current(now) <= timer.initial());
-        }
+        deadlines_lie_ahead(changes)?;
     }
 
     /// A periodic timer expires at multiples of its period and at no other time, and at each of them if it is asked then.

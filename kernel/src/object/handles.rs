@@ -161,8 +161,8 @@ impl<T> HandleTable<T> {
     }
 }
 
-#[cfg(test)]
-mod tests {
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
@@ -215,25 +215,32 @@ mod tests {
         assert_eq!(table.used(), 0);
     }
 
+    /// It is a map whose keys are never used again. A step adds a handle, or removes one of those that there are.
+    pub fn behaves_like_a_map(steps: Vec<(bool, u8)>) -> Result<(), TestCaseError> {
+        let mut table = HandleTable::new(40);
+        let mut model = BTreeMap::new();
+        for (value, (adds, which)) in steps.into_iter().enumerate() {
+            if adds {
+                match add(&mut table, value as u32) {
+                    Some(handle) => prop_assert!(model.insert(handle.0, value as u32).is_none()),
+                    None => prop_assert_eq!(model.len(), 40),
+                }
+            } else if let Some(&handle) = model.keys().nth(usize::from(which) % model.len().max(1))
+            {
+                prop_assert_eq!(table.remove(Handle(handle)), model.remove(&handle));
+            }
+            prop_assert_eq!(table.used() as usize, model.len());
+            for (&handle, value) in &model {
+                prop_assert_eq!(table.get(Handle(handle)), Some(value));
+            }
+        }
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn it_behaves_like_a_map(steps in prop::collection::vec((any::<bool>(), any::<u8>()), 0..200)) {
-            let mut table = HandleTable::new(40);
-            let mut model = BTreeMap::new();
-            for (value, (adds, which)) in steps.into_iter().enumerate() {
-                if adds {
-                    match add(&mut table, value as u32) {
-                        Some(handle) => prop_assert!(model.insert(handle.0, value as u32).is_none()),
-                        None => prop_assert_eq!(model.len(), 40),
-                    }
-                } else if let Some(&handle) = model.keys().nth(usize::from(which) % model.len().max(1)) {
-                    prop_assert_eq!(table.remove(Handle(handle)), model.remove(&handle));
-                }
-                prop_assert_eq!(table.used() as usize, model.len());
-                for (&handle, value) in &model {
-                    prop_assert_eq!(table.get(Handle(handle)), Some(value));
-                }
-            }
+            behaves_like_a_map(steps)?;
         }
     }
 }

@@ -11,7 +11,7 @@ mod device;
 mod domain;
 mod ending;
 mod event;
-mod handles;
+pub(crate) mod handles;
 mod memory;
 mod pc;
 mod registry;

@@ -95,6 +95,8 @@ pub enum Part {
     BochsVideo,
     /// `cc`.
     Compiler,
+    /// `c++`.
+    CxxCompiler,
 }
 
 impl Part {
@@ -121,6 +123,7 @@ impl Part {
             Self::BochsFirmware => "UEFI firmware for Bochs",
             Self::BochsVideo => "video firmware for Bochs",
             Self::Compiler => "cc",
+            Self::CxxCompiler => "c++",
         }
     }
 
@@ -137,6 +140,7 @@ impl Part {
             }),
             Self::BochsVideo => first(&BOCHS_VIDEO),
             Self::Compiler => find_program("cc"),
+            Self::CxxCompiler => find_program("c++"),
         }
     }
 
@@ -155,6 +159,9 @@ impl Part {
             (Self::BochsVideo, Manager::Apt) => &["vgabios"],
             (Self::BochsVideo, Manager::Dnf | Manager::Pacman) => &["bochs"],
             (Self::Compiler, _) => &["gcc"],
+            (Self::CxxCompiler, Manager::Apt) => &["g++"],
+            (Self::CxxCompiler, Manager::Dnf) => &["gcc-c++"],
+            (Self::CxxCompiler, Manager::Pacman) => &["gcc"],
         }
     }
 }
@@ -224,14 +231,14 @@ pub fn advice(parts: &[Part]) -> String {
     }
 }
 
-/// Why a machine's tools are not there.
+/// Why tools are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     /// They are missing and this program must not or cannot install them.
-    #[error("{kind} needs what is missing here: {missing}\n  {why}\n  try: {advice}")]
+    #[error("{what} needs what is missing here: {missing}\n  {why}\n  try: {advice}")]
     Missing {
-        /// The kind of machine.
-        kind: Kind,
+        /// What needs them.
+        what: String,
         /// The parts.
         missing: String,
         /// Why they are not installed right away.
@@ -255,29 +262,41 @@ pub fn missing(kind: Kind) -> Vec<Part> {
 
 /// Finds or installs what a kind of machine needs.
 pub fn provide(kind: Kind, permission: Permission) -> Result<Tools, PackageError> {
-    let absent = missing(kind);
+    bring(kind.name(), &missing(kind), permission)?;
+    tools(kind).ok_or_else(|| refusal(kind.name(), &missing(kind), MISPLACED))
+}
+
+/// Finds or installs a part that `what` needs.
+pub fn provide_part(what: &str, part: Part, permission: Permission) -> Result<(), PackageError> {
+    if part.find().is_none() {
+        bring(what, &[part], permission)?;
+    }
+    match part.find() {
+        Some(_) => Ok(()),
+        None => Err(refusal(what, &[part], MISPLACED)),
+    }
+}
+
+const MISPLACED: &str = "The packages do not hold it where it is looked for.";
+
+/// Installs the parts, which are missing.
+fn bring(what: &str, absent: &[Part], permission: Permission) -> Result<(), PackageError> {
     if !absent.is_empty() {
-        let refuse = |why| Err(refusal(kind, &absent, why));
+        let refuse = |why| Err(refusal(what, absent, why));
         match (permission, Manager::find(), geteuid().is_root()) {
             (Permission::Refused, ..) => return refuse("--no-install forbids to install it."),
-            (_, Some(Manager::Apt), true) => install(&packages_for(&absent, Manager::Apt))?,
+            (_, Some(Manager::Apt), true) => install(&packages_for(absent, Manager::Apt))?,
             (_, Some(Manager::Apt), false) => return refuse("Only root can install it."),
             _ => return refuse("It is not installed automatically on this system."),
         }
     }
-    tools(kind).ok_or_else(|| {
-        refusal(
-            kind,
-            &missing(kind),
-            "The packages do not hold it where it is looked for.",
-        )
-    })
+    Ok(())
 }
 
-fn refusal(kind: Kind, parts: &[Part], why: &'static str) -> PackageError {
+fn refusal(what: &str, parts: &[Part], why: &'static str) -> PackageError {
     let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
     PackageError::Missing {
-        kind,
+        what: what.to_owned(),
         missing: names.join(", "),
         why,
         advice: advice(parts),
@@ -390,7 +409,7 @@ mod tests {
     fn a_machine_needs_only_its_own() {
         assert!(!Part::of(Kind::QemuSvm).contains(&Part::Bochs));
         assert!(!Part::of(Kind::BochsSvm).contains(&Part::Qemu));
-        let error = refusal(Kind::QemuSvm, &[Part::Qemu], "why").to_string();
+        let error = refusal("qemu-svm", &[Part::Qemu], "why").to_string();
         assert!(
             error.contains("qemu-system-x86_64") && error.contains("try: "),
             "{error}"

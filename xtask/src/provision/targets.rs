@@ -100,7 +100,12 @@ pub struct Compiler {
     pub release: String,
     /// The commit it was built from; a private sysroot fits this commit only.
     pub commit: String,
+    /// The target that it compiles for where none is named.
+    pub host: String,
 }
+
+/// The usual target of the only system that is supported.
+const LINUX: &str = "x86_64-unknown-linux-gnu";
 
 impl Compiler {
     /// Asks `rustc`.
@@ -118,6 +123,7 @@ impl Compiler {
         Some(Self {
             release: field("release")?.to_owned(),
             commit: commit.to_owned(),
+            host: field("host").unwrap_or(LINUX).to_owned(),
         })
     }
 
@@ -284,8 +290,9 @@ mod tests {
 
     #[test]
     fn the_compiler_tells_its_release_and_commit() {
-        let text = "rustc 1.95.0 (59807616e 2026-04-14)\nbinary: rustc\ncommit-hash: 59807616e1fa2540\nrelease: 1.95.0\n";
+        let text = "rustc 1.95.0 (59807616e 2026-04-14)\nbinary: rustc\ncommit-hash: 59807616e1fa2540\nhost: a-b-c\nrelease: 1.95.0\n";
         let compiler = Compiler::parse(text).unwrap();
+        assert_eq!(compiler.host, "a-b-c");
         assert_eq!(compiler.sysroot_name(), "sysroot-1.95.0-59807616e");
         // A distribution's compiler may not know its commit.
         let compiler = Compiler::parse("commit-hash: unknown\nrelease: 1.95.0").unwrap();

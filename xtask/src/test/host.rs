@@ -9,7 +9,7 @@ use crate::progress::{self, Step};
 use crate::workspace::{Workspace, cargo};
 
 /// The packages, and whether only their library can be built here.
-const PACKAGES: [(&str, Option<&str>); 8] = [
+const PACKAGES: [(&str, Option<&str>); 9] = [
     ("plinth-abi", None),
     ("plinth-kernel", Some("kernel")),
     ("plinth-loader", Some("bootimage/loader")),
@@ -17,6 +17,7 @@ const PACKAGES: [(&str, Option<&str>); 8] = [
     ("plinth-image", None),
     ("plinth-devices", None),
     ("plinth-guest-control", Some("guests/control")),
+    ("plinth-fuzz", None),
     ("xtask", None),
 ];
 

@@ -7,7 +7,7 @@ const ENTRY: u64 = 0x8000;
 
 /// A program header; the bytes lie in the file behind all headers.
 #[derive(Clone)]
-struct Segment {
+pub(crate) struct Segment {
     kind: u32,
     address: u64,
     bytes: Vec<u8>,
@@ -16,7 +16,7 @@ struct Segment {
 }
 
 impl Segment {
-    fn load(address: u64, bytes: &[u8], memory: u64) -> Self {
+    pub(crate) fn load(address: u64, bytes: &[u8], memory: u64) -> Self {
         Self {
             kind: PT_LOAD,
             address,
@@ -35,7 +35,7 @@ const COUNT: usize = 56;
 const FILE_SIZE: usize = 32;
 const FIRST: usize = 64;
 
-fn elf(entry: u64, segments: &[Segment]) -> Vec<u8> {
+pub(crate) fn elf(entry: u64, segments: &[Segment]) -> Vec<u8> {
     let mut file = vec![0; FIRST];
     file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
     file[TYPE] = 2;

@@ -178,15 +178,20 @@ proptest! {
             to.copy_from_slice(b"HdrS");
         }
         let machine = Machine { ram: &ram, reserved: &reserved, ..Machine::default() };
-        let images = Format::ALL
-            .iter()
-            .map(|format| Image::with_format(&bytes, *format))
-            .chain([Image::detect(&bytes)]);
-        for image in images.flatten() {
-            // An ordinary guest takes what is reserved, too.
-            let firmware = image.firmware().unwrap_or(0..0);
-            let mut memory = Memory::new(&[&ram[..], &[firmware]].concat());
-            let _ = image.load(&machine, &mut |at, bytes| memory.write(at, bytes));
-        }
+        check(&bytes, &machine);
+    }
+}
+
+/// Loads bytes as what they are and as every format there is: nothing is written outside.
+pub(crate) fn check(bytes: &[u8], machine: &Machine<'_>) {
+    let images = Format::ALL
+        .iter()
+        .map(|format| Image::with_format(bytes, *format))
+        .chain([Image::detect(bytes)]);
+    for image in images.flatten() {
+        // An ordinary guest takes what is reserved, too.
+        let firmware = image.firmware().unwrap_or(0..0);
+        let mut memory = Memory::new(&[machine.ram, &[firmware]].concat());
+        let _ = image.load(machine, &mut |at, bytes| memory.write(at, bytes));
     }
 }

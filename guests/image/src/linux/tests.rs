@@ -33,7 +33,7 @@ const SIZE: u64 = 20 * MIB;
 const CODE: u64 = 0x5000;
 
 /// A kernel as a distribution builds it, with little in it.
-fn kernel() -> Vec<u8> {
+pub(crate) fn kernel() -> Vec<u8> {
     kernel_behind(3)
 }
 
@@ -547,7 +547,7 @@ proptest! {
 }
 
 /// Loads a kernel; if that works, nothing lies where the kernel unpacks itself, and all that it is told about is there.
-fn check(file: &[u8], machine: &Machine<'_>) {
+pub(crate) fn check(file: &[u8], machine: &Machine<'_>) {
     let _ = Image::detect(file);
     let Ok((state, memory)) = load_as(Format::Linux, file, machine) else {
         return;

@@ -9,8 +9,8 @@
 mod allocator;
 mod bitset;
 mod global;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 
 use super::addr::Hpa;
 use super::nested::PageSize;

@@ -342,7 +342,7 @@ fn frames_can_be_adopted_where_they_are() {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub enum Step {
     Allocate(PageSize, Owner),
     Below(u64),
     Run(usize),
@@ -350,7 +350,8 @@ enum Step {
     FreePart(prop::sample::Index, u64),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+/// One of them.
+pub fn step() -> impl Strategy<Value = Step> {
     let owner = prop::sample::select(vec![
         RAM,
         Owner::Stack,
@@ -367,6 +368,186 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Every frame has the owner that a plain map says, after every step.
+/// `runs` are where memory begins and how long it is, in units of half a block, so that blocks are broken.
+pub fn follows_the_model(runs: &[(u64, u64)], steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let runs: Vec<_> = runs
+        .iter()
+        .map(|&(at, len)| (at * 0x10_0000, (at + len) * 0x10_0000))
+        .collect();
+    let usable: BTreeSet<u64> = runs
+        .iter()
+        .flat_map(|&(start, end)| start / 4096..end / 4096)
+        .filter(|&f| f != 0)
+        .collect();
+    let (result, _) = with_frames(3 * GIB, &runs, |frames| {
+        // The pieces that are allocated: first frame to length in frames and owner.
+        let mut model: BTreeMap<u64, (u64, Owner)> = BTreeMap::new();
+        let mut free = usable.len() as u64;
+        prop_assert_eq!(frames.free_frames(), free);
+        for step in steps {
+            let taken = match step.clone() {
+                Step::Allocate(size, owner) => {
+                    let result = loop {
+                        match frames.allocate(size, owner) {
+                            Err(AllocateError::Again) => continue,
+                            other => break other,
+                        }
+                    };
+                    prop_assert!(size != PageSize::Size4K || result.is_ok() == (free > 0));
+                    result.ok().map(|hpa| (hpa, size.frames(), owner))
+                }
+                Step::Below(limit) => {
+                    let result = frames.allocate_below(limit, Owner::Trampoline);
+                    let possible = usable.range(..limit / 4096).any(|frame| {
+                        model
+                            .range(..=frame)
+                            .next_back()
+                            .is_none_or(|(first, (len, _))| frame >= &(first + len))
+                    });
+                    prop_assert_eq!(result.is_ok(), possible);
+                    result.ok().map(|hpa| {
+                        assert!(hpa.get() < limit);
+                        (hpa, 1, Owner::Trampoline)
+                    })
+                }
+                Step::Run(count) => {
+                    if let Ok(hpa) = frames.allocate_run(count, Owner::Virt) {
+                        for i in 1..count as u64 {
+                            model.insert(hpa.get() / 4096 + i, (1, Owner::Virt));
+                        }
+                        free -= count as u64 - 1;
+                        Some((hpa, 1, Owner::Virt))
+                    } else {
+                        None
+                    }
+                }
+                Step::Free(index) if !model.is_empty() => {
+                    let (&first, &(len, owner)) =
+                        model.iter().nth(index.index(model.len())).unwrap();
+                    let (size, pieces) = match len {
+                        1 => (PageSize::Size4K, 1),
+                        _ => (PageSize::Size2M, len / 512),
+                    };
+                    for piece in 0..pieces {
+                        let hpa = Hpa::new((first + piece * size.frames()) * 4096);
+                        prop_assert_eq!(frames.free(hpa, size, owner), Ok(()));
+                    }
+                    free += len;
+                    model.remove(&first);
+                    None
+                }
+                Step::FreePart(index, part) if !model.is_empty() => {
+                    let (&first, &(len, owner)) =
+                        model.iter().nth(index.index(model.len())).unwrap();
+                    let part = part % len;
+                    let hpa = Hpa::new((first + part) * 4096);
+                    prop_assert_eq!(frames.free(hpa, PageSize::Size4K, owner), Ok(()));
+                    prop_assert_eq!(frames.state(hpa), Some(State::Free));
+                    model.remove(&first);
+                    // What is left is freed, and so counted, frame by frame or block by block.
+                    for frame in
+                        (0..len).filter(|&frame| frame / 512 == part / 512 && frame != part)
+                    {
+                        model.insert(first + frame, (1, owner));
+                    }
+                    for block in (0..len / 512).filter(|&block| block != part / 512) {
+                        model.insert(first + block * 512, (512, owner));
+                    }
+                    free += 1;
+                    None
+                }
+                _ => None,
+            };
+            if let Some((hpa, len, owner)) = taken {
+                let first = hpa.get() / 4096;
+                prop_assert_eq!(first % len, 0);
+                prop_assert!((first..first + len).all(|frame| usable.contains(&frame)));
+                let before = model.range(..first + len).next_back();
+                prop_assert!(
+                    before.is_none_or(|(at, (len, _))| at + len <= first),
+                    "two owners"
+                );
+                model.insert(first, (len, owner));
+                free -= len;
+            }
+            prop_assert_eq!(frames.free_frames(), free);
+            prop_assert_eq!(sum(frames), frames.total_frames());
+            for (&first, &(len, owner)) in model.iter().take(20) {
+                for frame in [first, first + len - 1] {
+                    prop_assert_eq!(
+                        frames.state(Hpa::new(frame * 4096)),
+                        Some(State::Owned(owner))
+                    );
+                }
+            }
+        }
+        // Everything goes back, and is as it was.
+        for (first, (len, owner)) in model {
+            let size = if len == 1 {
+                PageSize::Size4K
+            } else {
+                PageSize::Size2M
+            };
+            for at in (first..first + len).step_by(size.frames() as usize) {
+                prop_assert_eq!(frames.free(Hpa::new(at * 4096), size, owner), Ok(()));
+            }
+        }
+        prop_assert_eq!(frames.free_frames(), usable.len() as u64);
+        prop_assert_eq!(
+            frames.count(Kind::Reserved) + frames.free_frames(),
+            frames.total_frames()
+        );
+        Ok(())
+    });
+    result?;
+    Ok(())
+}
+
+/// Whatever the order of allocating, writing and freeing, what is handed out is zero. A step of 0 takes a small page, 1 a large one; any
+/// other gives back the one with that index.
+pub fn hands_out_zeroes(steps: Vec<(u8, prop::sample::Index)>) -> Result<(), TestCaseError> {
+    struct Checked(std::rc::Rc<std::cell::RefCell<BTreeSet<u64>>>);
+    impl Zero for Checked {
+        fn zero(&mut self, hpa: Hpa, size: PageSize) {
+            self.0
+                .borrow_mut()
+                .extend((0..size.frames()).map(|i| hpa.get() / 4096 + i));
+        }
+    }
+    let zero = std::rc::Rc::new(std::cell::RefCell::new(BTreeSet::new()));
+    let mut storage = vec![u64::MAX; Frames::<Checked>::storage_words(2 * GIB)];
+    let mut frames = Frames::new(&mut storage, 2 * GIB, Checked(zero.clone())).unwrap();
+    frames.add(Hpa::new(0x1000), Hpa::new(8 * MIB2 + 0x5000));
+    frames.add(Hpa::new(GIB), Hpa::new(2 * GIB));
+    let mut taken = Vec::new();
+    for (what, index) in steps {
+        let size = match what {
+            0 => PageSize::Size4K,
+            1 => PageSize::Size2M,
+            _ => {
+                if !taken.is_empty() {
+                    let (hpa, size) = taken.swap_remove(index.index(taken.len()));
+                    frames.free(hpa, size, RAM).unwrap();
+                }
+                continue;
+            }
+        };
+        if let Ok(hpa) = frames.allocate(size, RAM) {
+            for frame in hpa.get() / 4096..hpa.get() / 4096 + size.frames() {
+                // The owner writes to it: it is no longer zero.
+                prop_assert!(
+                    zero.borrow_mut().remove(&frame),
+                    "frame {:#x} holds something",
+                    frame
+                );
+            }
+            taken.push((hpa, size));
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -375,148 +556,11 @@ proptest! {
         runs in prop::collection::vec((0u64..1100, 1u64..1030), 1..4),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        // Runs are in units of half a block, so that blocks are broken.
-        let runs: Vec<_> = runs.iter().map(|&(at, len)| (at * 0x10_0000, (at + len) * 0x10_0000)).collect();
-        let usable: BTreeSet<u64> = runs.iter().flat_map(|&(start, end)| start / 4096..end / 4096).filter(|&f| f != 0).collect();
-        let (result, _) = with_frames(3 * GIB, &runs, |frames| {
-            // The pieces that are allocated: first frame to length in frames and owner.
-            let mut model: BTreeMap<u64, (u64, Owner)> = BTreeMap::new();
-            let mut free = usable.len() as u64;
-            prop_assert_eq!(frames.free_frames(), free);
-            for step in steps {
-                let taken = match step.clone() {
-                    Step::Allocate(size, owner) => {
-                        let result = loop {
-                            match frames.allocate(size, owner) {
-                                Err(AllocateError::Again) => continue,
-                                other => break other,
-                            }
-                        };
-                        prop_assert!(size != PageSize::Size4K || result.is_ok() == (free > 0));
-                        result.ok().map(|hpa| (hpa, size.frames(), owner))
-                    }
-                    Step::Below(limit) => {
-                        let result = frames.allocate_below(limit, Owner::Trampoline);
-                        let possible = usable.range(..limit / 4096).any(|frame| {
-                            model.range(..=frame).next_back().is_none_or(|(first, (len, _))| frame >= &(first + len))
-                        });
-                        prop_assert_eq!(result.is_ok(), possible);
-                        result.ok().map(|hpa| {
-                            assert!(hpa.get() < limit);
-                            (hpa, 1, Owner::Trampoline)
-                        })
-                    }
-                    Step::Run(count) => {
-                        if let Ok(hpa) = frames.allocate_run(count, Owner::Virt) {
-                            for i in 1..count as u64 {
-                                model.insert(hpa.get() / 4096 + i, (1, Owner::Virt));
-                            }
-                            free -= count as u64 - 1;
-                            Some((hpa, 1, Owner::Virt))
-                        } else {
-                            None
-                        }
-                    }
-                    Step::Free(index) if !model.is_empty() => {
-                        let (&first, &(len, owner)) = model.iter().nth(index.index(model.len())).unwrap();
-                        let (size, pieces) = match len {
-                            1 => (PageSize::Size4K, 1),
-                            _ => (PageSize::Size2M, len / 512),
-                        };
-                        for piece in 0..pieces {
-                            let hpa = Hpa::new((first + piece * size.frames()) * 4096);
-                            prop_assert_eq!(frames.free(hpa, size, owner), Ok(()));
-                        }
-                        free += len;
-                        model.remove(&first);
-                        None
-                    }
-                    Step::FreePart(index, part) if !model.is_empty() => {
-                        let (&first, &(len, owner)) = model.iter().nth(index.index(model.len())).unwrap();
-                        let part = part % len;
-                        let hpa = Hpa::new((first + part) * 4096);
-                        prop_assert_eq!(frames.free(hpa, PageSize::Size4K, owner), Ok(()));
-                        prop_assert_eq!(frames.state(hpa), Some(State::Free));
-                        model.remove(&first);
-                        // What is left is freed, and so counted, frame by frame or block by block.
-                        for frame in (0..len).filter(|&frame| frame / 512 == part / 512 && frame != part) {
-                            model.insert(first + frame, (1, owner));
-                        }
-                        for block in (0..len / 512).filter(|&block| block != part / 512) {
-                            model.insert(first + block * 512, (512, owner));
-                        }
-                        free += 1;
-                        None
-                    }
-                    _ => None,
-                };
-                if let Some((hpa, len, owner)) = taken {
-                    let first = hpa.get() / 4096;
-                    prop_assert_eq!(first % len, 0);
-                    prop_assert!((first..first + len).all(|frame| usable.contains(&frame)));
-                    let before = model.range(..first + len).next_back();
-                    prop_assert!(before.is_none_or(|(at, (len, _))| at + len <= first), "two owners");
-                    model.insert(first, (len, owner));
-                    free -= len;
-                }
-                prop_assert_eq!(frames.free_frames(), free);
-                prop_assert_eq!(sum(frames), frames.total_frames());
-                for (&first, &(len, owner)) in model.iter().take(20) {
-                    for frame in [first, first + len - 1] {
-                        prop_assert_eq!(frames.state(Hpa::new(frame * 4096)), Some(State::Owned(owner)));
-                    }
-                }
-            }
-            // Everything goes back, and is as it was.
-            for (first, (len, owner)) in model {
-                let size = if len == 1 { PageSize::Size4K } else { PageSize::Size2M };
-                for at in (first..first + len).step_by(size.frames() as usize) {
-                    prop_assert_eq!(frames.free(Hpa::new(at * 4096), size, owner), Ok(()));
-                }
-            }
-            prop_assert_eq!(frames.free_frames(), usable.len() as u64);
-            prop_assert_eq!(frames.count(Kind::Reserved) + frames.free_frames(), frames.total_frames());
-            Ok(())
-        });
-        result?;
+        follows_the_model(&runs, steps)?;
     }
 
-    /// Whatever the order of allocating, writing and freeing, what is handed out is zero.
     #[test]
-    fn what_is_handed_out_is_zero(
-        steps in prop::collection::vec((0u8..3, any::<prop::sample::Index>()), 1..60),
-    ) {
-        struct Checked(std::rc::Rc<std::cell::RefCell<BTreeSet<u64>>>);
-        impl Zero for Checked {
-            fn zero(&mut self, hpa: Hpa, size: PageSize) {
-                self.0.borrow_mut().extend((0..size.frames()).map(|i| hpa.get() / 4096 + i));
-            }
-        }
-        let zero = std::rc::Rc::new(std::cell::RefCell::new(BTreeSet::new()));
-        let mut storage = vec![u64::MAX; Frames::<Checked>::storage_words(2 * GIB)];
-        let mut frames = Frames::new(&mut storage, 2 * GIB, Checked(zero.clone())).unwrap();
-        frames.add(Hpa::new(0x1000), Hpa::new(8 * MIB2 + 0x5000));
-        frames.add(Hpa::new(GIB), Hpa::new(2 * GIB));
-        let mut taken = Vec::new();
-        for (what, index) in steps {
-            let size = match what {
-                0 => PageSize::Size4K,
-                1 => PageSize::Size2M,
-                _ => {
-                    if !taken.is_empty() {
-                        let (hpa, size) = taken.swap_remove(index.index(taken.len()));
-                        frames.free(hpa, size, RAM).unwrap();
-                    }
-                    continue;
-                }
-            };
-            if let Ok(hpa) = frames.allocate(size, RAM) {
-                for frame in hpa.get() / 4096..hpa.get() / 4096 + size.frames() {
-                    // The owner writes to it: it is no longer zero.
-                    prop_assert!(zero.borrow_mut().remove(&frame), "frame {:#x} holds something", frame);
-                }
-                taken.push((hpa, size));
-            }
-        }
+    fn what_is_handed_out_is_zero(steps in prop::collection::vec((0u8..3, any::<prop::sample::Index>()), 1..60)) {
+        hands_out_zeroes(steps)?;
     }
 }

@@ -13,8 +13,8 @@ mod npt;
 mod table;
 mod unflushed;
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 
 use core::sync::atomic::AtomicU64;
 

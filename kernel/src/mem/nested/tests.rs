@@ -466,7 +466,7 @@ fn reclaiming_goes_in_steps() {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub enum Step {
     Map {
         gpa: u64,
         hpa: u64,
@@ -483,6 +483,16 @@ enum Step {
         pages: u64,
         access: Access,
     },
+}
+
+impl Step {
+    /// The step with no more pages than these.
+    pub fn at_most(mut self, most: u64) -> Self {
+        let (Self::Map { pages, .. } | Self::Unmap { pages, .. } | Self::Protect { pages, .. }) =
+            &mut self;
+        *pages = (*pages).min(most);
+        self
+    }
 }
 
 /// Addresses near the borders of 2 MiB and 1 GiB pages, with lengths up to a few large pages.
@@ -513,7 +523,8 @@ fn access() -> impl Strategy<Value = Access> {
     (0u8..4).prop_map(|bits| Access::READ | Access::from_bits_truncate(bits << 1))
 }
 
-fn step() -> impl Strategy<Value = Step> {
+/// One of them.
+pub fn step() -> impl Strategy<Value = Step> {
     let largest = prop::sample::select(vec![PageSize::Size4K, PageSize::Size2M, PageSize::Size1G]);
     prop_oneof![
         3 => (address(), address(), length(), access(), largest).prop_map(|(gpa, hpa, pages, access, largest)| {
@@ -629,7 +640,10 @@ fn contents<F: EntryFormat>(
     tables
 }
 
-fn follows_the_model<F: EntryFormat>(steps: &[(Step, Option<usize>)]) -> Result<(), TestCaseError> {
+/// The table is what a plain map says after every step, and where a step is refused nothing has changed.
+pub fn follows_the_model<F: EntryFormat>(
+    steps: &[(Step, Option<usize>)],
+) -> Result<(), TestCaseError> {
     let (mut frames, mut table) = setup::<F>();
     let mut model = Model::new();
     for &(step, fail) in steps {

@@ -4,8 +4,8 @@
 //! Pure over [`GuestTables`]. Accessed and dirty bits are set as the CPU sets them, atomically, and only where the access
 //! is allowed. Not handled, as guests are not offered them: protection keys, shadow stacks, linear-address masking.
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 
 use super::addr::{Gpa, PAGE_SIZE};
 use super::guest::{GuestMemory, HostMemory};

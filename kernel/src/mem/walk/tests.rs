@@ -575,139 +575,276 @@ fn reference(paging: &Paging, memory: &Memory, linear: u64) -> Option<(u64, bool
 }
 
 #[derive(Clone, Copy, Debug)]
-enum TestMode {
+pub enum TestMode {
     Legacy,
     Pae,
     Four,
     Five,
 }
 
+/// Rights and flags of an entry, whether it ends the walk, absent in one case of sixteen.
+type Entry = (u64, bool, bool, u8);
+
+/// A guest's tables and its registers, and what it does.
+#[derive(Clone, Debug)]
+pub struct Case {
+    mode: TestMode,
+    linear: u64,
+    /// For each level.
+    entries: [Entry; 5],
+    page: u64,
+    /// WP, SMEP, SMAP, PSE, NXE, AC.
+    flags: (bool, bool, bool, bool, bool, bool),
+    cpl: u8,
+    intent: Intent,
+}
+
+/// Tables that a guest could have made.
+pub fn case() -> impl Strategy<Value = Case> {
+    let mode = prop::sample::select(vec![
+        TestMode::Legacy,
+        TestMode::Pae,
+        TestMode::Four,
+        TestMode::Five,
+    ]);
+    let entry = (0u64..4, any::<bool>(), prop::bool::weighted(0.25), 0u8..16);
+    let cpl = prop::sample::select(vec![0u8, 1, 3]);
+    let intent = prop::sample::select(vec![Intent::Read, Intent::Write, Intent::Fetch]);
+    let entries = prop::array::uniform5(entry);
+    (
+        mode,
+        any::<u64>(),
+        entries,
+        0u64..1 << 28,
+        any::<(bool, bool, bool, bool, bool, bool)>(),
+        cpl,
+        intent,
+    )
+        .prop_map(|(mode, linear, entries, page, flags, cpl, intent)| Case {
+            mode,
+            linear,
+            entries,
+            page,
+            flags,
+            cpl,
+            intent,
+        })
+}
+
+impl Case {
+    /// The case that these bytes are.
+    pub fn of(bytes: &[u8; 32]) -> Self {
+        let [mode, cpl, intent, flags, entries @ .., _, _, _, _] = *bytes;
+        let (entries, rest) = entries.split_at(5);
+        let word = |at: usize| {
+            rest[at..at + 8]
+                .iter()
+                .fold(0, |word, byte| word << 8 | u64::from(*byte))
+        };
+        let flag = |bit: u8| flags >> bit & 1 != 0;
+        Self {
+            mode: [
+                TestMode::Legacy,
+                TestMode::Pae,
+                TestMode::Four,
+                TestMode::Five,
+            ][usize::from(mode % 4)],
+            linear: word(0),
+            entries: core::array::from_fn(|at| {
+                let bits = entries[at];
+                (u64::from(bits & 3), bits & 4 != 0, bits & 8 != 0, bits >> 4)
+            }),
+            page: word(8) & 0xfff_ffff,
+            flags: (flag(0), flag(1), flag(2), flag(3), flag(4), flag(5)),
+            cpl: [0, 1, 3][usize::from(cpl % 3)],
+            intent: [Intent::Read, Intent::Write, Intent::Fetch][usize::from(intent % 3)],
+        }
+    }
+}
+
+/// The walk gives what a plain reading of the manual gives.
+pub fn follows_the_reference(case: Case) -> Result<(), TestCaseError> {
+    let Case {
+        mode,
+        linear,
+        entries,
+        page,
+        flags,
+        cpl,
+        intent,
+    } = case;
+    let (wp, smep, smap, pse, nxe, ac) = flags;
+    let mut paging = long();
+    let set = |bit, on| if on { bit } else { 0 };
+    paging.cr0 = CR0_PG | 1 | set(CR0_WP, wp);
+    paging.cr4 = set(CR4_SMEP, smep) | set(CR4_SMAP, smap) | set(CR4_PSE, pse);
+    paging.efer = set(EFER_NXE, nxe);
+    (paging.cpl, paging.rflags_ac) = (cpl, ac);
+    let shifts: &[u32] = match mode {
+        TestMode::Legacy => &[22, 12],
+        TestMode::Pae => &[30, 21, 12],
+        TestMode::Four => &[39, 30, 21, 12],
+        TestMode::Five => &[48, 39, 30, 21, 12],
+    };
+    let width = match mode {
+        TestMode::Legacy | TestMode::Pae => 32,
+        TestMode::Four => 48,
+        TestMode::Five => 57,
+    };
+    if width > 32 {
+        paging.efer |= EFER_LMA;
+    }
+    paging.cr4 |= match mode {
+        TestMode::Legacy => 0,
+        TestMode::Pae | TestMode::Four => CR4_PAE,
+        TestMode::Five => CR4_PAE | CR4_LA57,
+    };
+    let linear = if width == 32 {
+        linear & 0xffff_ffff
+    } else {
+        ((linear << (64 - width)) as i64 >> (64 - width)) as u64
+    };
+
+    let memory = Memory::new(&[]);
+    let short = width == 32 && paging.cr4 & CR4_PAE == 0;
+    let mut table = paging.cr3 & !0xfff;
+    if matches!(mode, TestMode::Pae) {
+        paging.cr3 = 0x1000;
+    }
+    for (&shift, (rights, nx, large, absent)) in shifts.iter().zip(entries) {
+        let is_pdpte = matches!(mode, TestMode::Pae) && shift == 30;
+        let may_be_large = if short {
+            shift == 22 && pse
+        } else {
+            (21..=30).contains(&shift) && !is_pdpte
+        };
+        let ends = shift == 12 || may_be_large && large;
+        let mut entry = if ends {
+            let address = page << 12 & !((1 << shift) - 1);
+            if !short {
+                address
+            } else if shift == 22 {
+                address & 0xffc0_0000 | (page & 0xff) << 13
+            } else {
+                address & 0xffff_f000
+            }
+        } else {
+            table + 0x1000
+        };
+        entry |= if absent == 0 { 0 } else { P };
+        if !is_pdpte {
+            entry |=
+                ((rights & 1) * W) | ((rights >> 1) * U) | if nx && nxe && !short { NX } else { 0 };
+        }
+        if ends && shift != 12 {
+            entry |= PAGE;
+        }
+        if short {
+            memory.set_short(table + (linear >> shift & 1023) * 4, entry);
+        } else {
+            memory
+                .words
+                .borrow_mut()
+                .insert(table + (linear >> shift & 511) * 8, entry);
+        }
+        if ends {
+            break;
+        }
+        table += 0x1000;
+    }
+
+    let expected = reference(&paging, &memory, linear);
+    let result = paging.walk(&memory, linear, intent);
+    match expected {
+        None => {
+            let Err(WalkError::PageFault(fault)) = result else {
+                panic!("{result:?}")
+            };
+            prop_assert_eq!(
+                fault.error_code & (error_code::PRESENT | error_code::RESERVED),
+                0
+            );
+            prop_assert_eq!(
+                fault.error_code & error_code::WRITE != 0,
+                intent == Intent::Write
+            );
+            prop_assert_eq!(fault.error_code & error_code::USER != 0, cpl == 3);
+            prop_assert_eq!(fault.address, linear);
+        }
+        Some((page, user, writable, executable)) => {
+            if permitted(&paging, user, writable, executable, intent) {
+                prop_assert_eq!(result, ok(page));
+                // A second walk finds every bit set and reads the same.
+                prop_assert_eq!(paging.walk(&memory, linear, intent), ok(page));
+                let trail = paging.trail(&memory, linear, intent);
+                prop_assert_eq!(trail.is_none(), matches!(mode, TestMode::Pae));
+                if let Some(trail) = trail {
+                    prop_assert_eq!(trail.gpa(), Gpa::new(page));
+                    // A memory of nothing but these words leads to the same place: no other has a part in it.
+                    let words: Vec<_> = trail
+                        .words()
+                        .iter()
+                        .map(|&(gpa, word)| (gpa.get(), word))
+                        .collect();
+                    prop_assert!(words.iter().all(|&(gpa, word)| memory.get(gpa) == word));
+                    let only = Memory::new(&words);
+                    prop_assert_eq!(paging.walk(&only, linear, intent), ok(page));
+                }
+            } else {
+                let Err(WalkError::PageFault(fault)) = result else {
+                    panic!("{result:?}")
+                };
+                prop_assert_eq!(
+                    fault.error_code & (error_code::PRESENT | error_code::RESERVED),
+                    error_code::PRESENT
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What any table holds, CR0, CR3, CR4, EFER, the address, and the width of physical addresses.
+pub type Noise = (Vec<u64>, (u64, u64, u64, u64, u64), u32);
+
+/// Whatever the tables hold, the walk ends, and nothing it returns is beyond the address width.
+pub fn stays_in_bounds((words, registers, bits): Noise) -> Result<(), TestCaseError> {
+    let (cr0, cr3, cr4, efer, linear) = registers;
+    struct Tables(Vec<u64>);
+    impl GuestTables for Tables {
+        fn read_u64(&self, gpa: Gpa) -> Option<u64> {
+            Some(self.0[(gpa.get() / 8 % 61) as usize] | P)
+        }
+        fn compare_exchange(&self, _: Gpa, old: u64, _: u64) -> Option<u64> {
+            Some(old)
+        }
+    }
+    let paging = Paging {
+        cr0: cr0 | CR0_PG,
+        cr3,
+        cr4,
+        efer,
+        cpl: 0,
+        rflags_ac: true,
+        physical_bits: bits,
+        gigabyte_pages: true,
+    };
+    if let Ok(gpa) = paging.walk(&Tables(words), linear, Intent::Read) {
+        prop_assert!(gpa.get() < 1 << bits.clamp(40, 52));
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
-    fn every_mode_follows_the_reference(
-        mode in prop::sample::select(vec![TestMode::Legacy, TestMode::Pae, TestMode::Four, TestMode::Five]),
-        linear: u64,
-        // For each level: rights and flags, whether it ends here, absent in one case of sixteen.
-        entries in prop::array::uniform5((0u64..4, any::<bool>(), prop::bool::weighted(0.25), 0u8..16)),
-        page in 0u64..1 << 28,
-        (wp, smep, smap, pse, nxe, ac) in any::<(bool, bool, bool, bool, bool, bool)>(),
-        cpl in prop::sample::select(vec![0u8, 1, 3]),
-        intent in prop::sample::select(vec![Intent::Read, Intent::Write, Intent::Fetch]),
-    ) {
-        let mut paging = long();
-        let set = |bit, on| if on { bit } else { 0 };
-        paging.cr0 = CR0_PG | 1 | set(CR0_WP, wp);
-        paging.cr4 = set(CR4_SMEP, smep) | set(CR4_SMAP, smap) | set(CR4_PSE, pse);
-        paging.efer = set(EFER_NXE, nxe);
-        (paging.cpl, paging.rflags_ac) = (cpl, ac);
-        let shifts: &[u32] = match mode {
-            TestMode::Legacy => &[22, 12],
-            TestMode::Pae => &[30, 21, 12],
-            TestMode::Four => &[39, 30, 21, 12],
-            TestMode::Five => &[48, 39, 30, 21, 12],
-        };
-        let width = match mode {
-            TestMode::Legacy | TestMode::Pae => 32,
-            TestMode::Four => 48,
-            TestMode::Five => 57,
-        };
-        if width > 32 {
-            paging.efer |= EFER_LMA;
-        }
-        paging.cr4 |= match mode {
-            TestMode::Legacy => 0,
-            TestMode::Pae | TestMode::Four => CR4_PAE,
-            TestMode::Five => CR4_PAE | CR4_LA57,
-        };
-        let linear = if width == 32 { linear & 0xffff_ffff } else { ((linear << (64 - width)) as i64 >> (64 - width)) as u64 };
-
-        let memory = Memory::new(&[]);
-        let short = width == 32 && paging.cr4 & CR4_PAE == 0;
-        let mut table = paging.cr3 & !0xfff;
-        if matches!(mode, TestMode::Pae) {
-            paging.cr3 = 0x1000;
-        }
-        for (&shift, (rights, nx, large, absent)) in shifts.iter().zip(entries) {
-            let is_pdpte = matches!(mode, TestMode::Pae) && shift == 30;
-            let may_be_large = if short { shift == 22 && pse } else { (21..=30).contains(&shift) && !is_pdpte };
-            let ends = shift == 12 || may_be_large && large;
-            let mut entry = if ends {
-                let address = page << 12 & !((1 << shift) - 1);
-                if !short { address } else if shift == 22 { address & 0xffc0_0000 | (page & 0xff) << 13 } else { address & 0xffff_f000 }
-            } else {
-                table + 0x1000
-            };
-            entry |= if absent == 0 { 0 } else { P };
-            if !is_pdpte {
-                entry |= ((rights & 1) * W) | ((rights >> 1) * U) | if nx && nxe && !short { NX } else { 0 };
-            }
-            if ends && shift != 12 {
-                entry |= PAGE;
-            }
-            if short {
-                memory.set_short(table + (linear >> shift & 1023) * 4, entry);
-            } else {
-                memory.words.borrow_mut().insert(table + (linear >> shift & 511) * 8, entry);
-            }
-            if ends {
-                break;
-            }
-            table += 0x1000;
-        }
-
-        let expected = reference(&paging, &memory, linear);
-        let result = paging.walk(&memory, linear, intent);
-        match expected {
-            None => {
-                let Err(WalkError::PageFault(fault)) = result else { panic!("{result:?}") };
-                prop_assert_eq!(fault.error_code & (error_code::PRESENT | error_code::RESERVED), 0);
-                prop_assert_eq!(fault.error_code & error_code::WRITE != 0, intent == Intent::Write);
-                prop_assert_eq!(fault.error_code & error_code::USER != 0, cpl == 3);
-                prop_assert_eq!(fault.address, linear);
-            }
-            Some((page, user, writable, executable)) => {
-                if permitted(&paging, user, writable, executable, intent) {
-                    prop_assert_eq!(result, ok(page));
-                    // A second walk finds every bit set and reads the same.
-                    prop_assert_eq!(paging.walk(&memory, linear, intent), ok(page));
-                    let trail = paging.trail(&memory, linear, intent);
-                    prop_assert_eq!(trail.is_none(), matches!(mode, TestMode::Pae));
-                    if let Some(trail) = trail {
-                        prop_assert_eq!(trail.gpa(), Gpa::new(page));
-                        // A memory of nothing but these words leads to the same place: no other has a part in it.
-                        let words: Vec<_> = trail.words().iter().map(|&(gpa, word)| (gpa.get(), word)).collect();
-                        prop_assert!(words.iter().all(|&(gpa, word)| memory.get(gpa) == word));
-                        prop_assert_eq!(paging.walk(&Memory::new(&words), linear, intent), ok(page));
-                    }
-                } else {
-                    let Err(WalkError::PageFault(fault)) = result else { panic!("{result:?}") };
-                    prop_assert_eq!(fault.error_code & (error_code::PRESENT | error_code::RESERVED), error_code::PRESENT);
-                }
-            }
-        }
+    fn every_mode_follows_the_reference(case in case()) {
+        follows_the_reference(case)?;
     }
 
-    /// Whatever the tables hold, the walk ends, and nothing it returns is beyond the address width.
     #[test]
-    fn any_content_is_walked_without_harm(
-        words in prop::collection::vec(any::<u64>(), 64),
-        (cr0, cr3, cr4, efer, linear) in any::<(u64, u64, u64, u64, u64)>(),
-        bits in 0u32..70,
-    ) {
-        struct Noise(Vec<u64>);
-        impl GuestTables for Noise {
-            fn read_u64(&self, gpa: Gpa) -> Option<u64> {
-                Some(self.0[(gpa.get() / 8 % 61) as usize] | P)
-            }
-            fn compare_exchange(&self, _: Gpa, old: u64, _: u64) -> Option<u64> {
-                Some(old)
-            }
-        }
-        let paging = Paging { cr0: cr0 | CR0_PG, cr3, cr4, efer, cpl: 0, rflags_ac: true, physical_bits: bits, gigabyte_pages: true };
-        if let Ok(gpa) = paging.walk(&Noise(words), linear, Intent::Read) {
-            prop_assert!(gpa.get() < 1 << bits.clamp(40, 52));
-        }
+    fn any_content_is_walked_without_harm(noise in (prop::collection::vec(any::<u64>(), 64), any::<(u64, u64, u64, u64, u64)>(), 0u32..70)) {
+        stays_in_bounds(noise)?;
     }
 }

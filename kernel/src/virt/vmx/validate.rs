@@ -475,6 +475,6 @@ pub const fn entry_failure(reason: ExitReason, qualification: Qualification) -> 
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[path = "validate_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -793,3 +793,18 @@ fn errors_are_told_in_words() {
     assert!(failed(34, 1).contains("MSRs"));
     assert!(failed(41, 0).contains("machine check"));
 }
+
+/// States that are taken.
+pub fn good_states() -> [VcpuState; 3] {
+    [long(), protected(), virtual_8086()]
+}
+
+/// Whatever the state: it is judged, and what is taken has no bit that the CPU does not allow.
+pub fn judges(state: &VcpuState) {
+    if check(state, &LIMITS).is_ok() {
+        assert_eq!(state.cr0 & !LIMITS.cr0_allowed, 0);
+        assert_eq!(state.cr4 & !LIMITS.cr4_allowed, 0);
+        assert_eq!(state.efer & !LIMITS.efer_allowed, 0);
+        assert!(state.cr0 & bits::CR0_PG == 0 || state.cr0 & bits::CR0_PE != 0);
+    }
+}
