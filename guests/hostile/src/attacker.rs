@@ -18,7 +18,9 @@ use plinth_rt::abi::{
     DomainConfig, DomainInfo, DomainState, Handle, Reason, StreamHeader, VcpuState,
 };
 use plinth_rt::object::{Any, Memory, Vcpu, bytes_of};
-use plinth_rt::{Gprs, Outcome, Snippet, Trap, Why, check, check_eq, gdt, hypercall, println, trap};
+use plinth_rt::{
+    Gprs, Outcome, Snippet, Trap, Why, check, check_eq, gdt, hypercall, println, trap,
+};
 use plinth_testkit::child::{Temporary, config};
 use plinth_testkit::kit::{Must, Owned, patiently, until};
 
@@ -209,10 +211,7 @@ impl Attacker {
             platform: plan.platform,
             ..config(b"attacker")
         })?;
-        let memory = domain
-            .create_memory(RAM)
-            .must("its memory")
-            .map(Owned)?;
+        let memory = domain.create_memory(RAM).must("its memory").map(Owned)?;
         domain
             .map(0, *memory, 0, RAM, access::ALL)
             .must("map its memory")?;
@@ -348,10 +347,8 @@ impl Attacker {
 
     /// What it has written to its console.
     fn says<'a>(&self, buffer: &'a mut [u8]) -> Result<&'a str, Why> {
-        let (_, bytes): (StreamHeader, &[u8]) = self
-            .domain
-            .console(buffer, 0)
-            .must("its console")?;
+        let (_, bytes): (StreamHeader, &[u8]) =
+            self.domain.console(buffer, 0).must("its console")?;
         Ok(core::str::from_utf8(bytes).unwrap_or("(no UTF-8)"))
     }
 

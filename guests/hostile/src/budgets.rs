@@ -91,7 +91,10 @@ fn frames_without_memory() -> Outcome {
         let left = (info.max_frames - info.frames) * 4096;
         for bytes in [left + 4096, left * 2, 1 << 30, 1 << 40] {
             let (status, _) = hypercall::call(Call::MEMORY_CREATE, [ordered(0), bytes]);
-            check!(status == Status::OVER_BUDGET, "{bytes:#x} bytes: {status:?}");
+            check!(
+                status == Status::OVER_BUDGET,
+                "{bytes:#x} bytes: {status:?}"
+            );
         }
         check_eq!(own().info().must("info")?.frames, info.frames, "frames");
         Ok(())
@@ -238,13 +241,34 @@ fn claims() -> Outcome {
 
 fn sizes_without_measure() -> Outcome {
     greedy(Plan::new(|| {
-        for bytes in [0, 1, 4095, 4097, (1 << 40) + 4096, 1 << 63, u64::MAX - 4095, u64::MAX] {
+        for bytes in [
+            0,
+            1,
+            4095,
+            4097,
+            (1 << 40) + 4096,
+            1 << 63,
+            u64::MAX - 4095,
+            u64::MAX,
+        ] {
             let (status, _) = hypercall::call(Call::MEMORY_CREATE, [ordered(0), bytes]);
-            check!(status == Status::BAD_ARGUMENT, "{bytes:#x} bytes: {status:?}");
+            check!(
+                status == Status::BAD_ARGUMENT,
+                "{bytes:#x} bytes: {status:?}"
+            );
         }
-        for (gpa, length) in [(0, 0), (0, u64::MAX - 4095), (u64::MAX - 4095, 8192), (1 << 48, 4096), (1, 4096)] {
+        for (gpa, length) in [
+            (0, 0),
+            (0, u64::MAX - 4095),
+            (u64::MAX - 4095, 8192),
+            (1 << 48, 4096),
+            (1, 4096),
+        ] {
             let (status, _) = hypercall::call(Call::MEMORY_UNMAP, [ordered(0), gpa, length]);
-            check!(status == Status::BAD_ARGUMENT, "{gpa:#x}, {length:#x}: {status:?}");
+            check!(
+                status == Status::BAD_ARGUMENT,
+                "{gpa:#x}, {length:#x}: {status:?}"
+            );
         }
         Ok(())
     }))
@@ -346,7 +370,12 @@ fn domains_of_domains() -> Outcome {
     attacker.order(0, handle)?;
     attacker.start()?;
     attacker.succeeds()?;
-    let numbers = [attacker.told(0)?, attacker.told(1)?, attacker.told(2)?, attacker.told(3)?];
+    let numbers = [
+        attacker.told(0)?,
+        attacker.told(1)?,
+        attacker.told(2)?,
+        attacker.told(3)?,
+    ];
     attacker.domain.destroy().must("destroy")?;
     for number in numbers {
         let domain = system().open_domain(number as u32).must("open")?;
@@ -378,7 +407,10 @@ fn configurations_without_measure() -> Outcome {
             for (index, (change, expected)) in refusals.into_iter().enumerate() {
                 small_domain(change);
                 let (status, _) = hypercall::call(Call::DOMAIN_CREATE, [ordered(0), FREE]);
-                check!(status == expected, "{index}: {status:?}, expected {expected:?}");
+                check!(
+                    status == expected,
+                    "{index}: {status:?}, expected {expected:?}"
+                );
             }
             Ok(())
         })
@@ -401,7 +433,11 @@ fn console_that_nobody_reads() -> Outcome {
         let after = own().info().must("info")?;
         check_eq!(after.heap, before.heap, "heap");
         check_eq!(after.frames, before.frames, "frames");
-        check_eq!(after.console_end - before.console_end, 400 * 256, "its console");
+        check_eq!(
+            after.console_end - before.console_end,
+            400 * 256,
+            "its console"
+        );
         // So that what it says is to be read again.
         Ok(())
     }))

@@ -134,7 +134,11 @@ fn answers_without_a_question() -> Outcome {
     let victim = &served.victim;
     victim.until_told(0, 1)?;
     for value in [0, u64::MAX] {
-        refused(victim.domain.complete(0, value), Status::WRONG_STATE, "nobody asked")?;
+        refused(
+            victim.domain.complete(0, value),
+            Status::WRONG_STATE,
+            "nobody asked",
+        )?;
     }
     for vcpu in [1, 2, 63, 64, 0xffff_ffff] {
         refused(
@@ -176,7 +180,10 @@ fn answers_twice() -> Outcome {
                 served.asks()?;
                 return finish_twice(&served, value + 2);
             }
-            Err(status) => check!(status == Status::WRONG_STATE, "the second answer: {status:?}"),
+            Err(status) => check!(
+                status == Status::WRONG_STATE,
+                "the second answer: {status:?}"
+            ),
         }
     }
     served.victim.succeeds()
@@ -328,7 +335,15 @@ fn slot_rewritten_without_pause() -> Outcome {
         Ok(())
     })?;
     let writer = Attacker::new(&Plan::new(|| {
-        snippet!("2: mov rcx, 16", "mov rdi, rsi", "rep stosq", "inc rax", "inc qword ptr [0x2000]", "jmp 2b").run(Gprs {
+        snippet!(
+            "2: mov rcx, 16",
+            "mov rdi, rsi",
+            "rep stosq",
+            "inc rax",
+            "inc qword ptr [0x2000]",
+            "jmp 2b"
+        )
+        .run(Gprs {
             rsi: 4 << 20,
             ..Gprs::ZERO
         })?;
@@ -339,7 +354,13 @@ fn slot_rewritten_without_pause() -> Outcome {
     };
     writer
         .domain
-        .map(4 << 20, **memory, 0, 4096, plinth_rt::abi::call::access::ALL)
+        .map(
+            4 << 20,
+            **memory,
+            0,
+            4096,
+            plinth_rt::abi::call::access::ALL,
+        )
         .must("map")?;
     writer.start()?;
     writer.until_told(0, 10)?;
@@ -414,7 +435,10 @@ fn killed_under_a_question() -> Outcome {
         Status::WRONG_STATE,
         "an answer to the destroyed",
     )?;
-    check!(served.event.signal().is_ok(), "its event is the claimer's own");
+    check!(
+        served.event.signal().is_ok(),
+        "its event is the claimer's own"
+    );
     Ok(())
 }
 
@@ -474,7 +498,13 @@ fn claims_over_what_is_there() -> Outcome {
     let Some(memory) = &served.memory else {
         return Err(format_args!("no memory").into());
     };
-    for (first, length) in [(0, 4096), (0x10_0000, 4096), (0, 1 << 40), (0xfee0_0000, 4096), (0xfed0_0000, 0x20_0000)] {
+    for (first, length) in [
+        (0, 4096),
+        (0x10_0000, 4096),
+        (0, 1 << 40),
+        (0xfee0_0000, 4096),
+        (0xfed0_0000, 0x20_0000),
+    ] {
         let claim = claim(**memory, *served.event, kind::MMIO, first, length);
         match victim.domain.claim(&claim) {
             Err(Status::EXISTS) => {}
@@ -507,7 +537,9 @@ fn claims_that_wrap() -> Outcome {
         (u32::MAX, 0, 1),
     ] {
         refused(
-            victim.domain.claim(&claim(*memory, *event, kind, first, length)),
+            victim
+                .domain
+                .claim(&claim(*memory, *event, kind, first, length)),
             Status::BAD_ARGUMENT,
             "a claim",
         )?;

@@ -60,7 +60,10 @@ fn let_it_rewrite(round: u64) {
 /// Puts bytes at [`FREE`].
 fn put(bytes: &[u8]) {
     for (index, chunk) in (0u64..).zip(bytes.chunks(8)) {
-        let word = chunk.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let word = chunk
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         poke(FREE + index * 8, word);
     }
 }
@@ -78,7 +81,9 @@ fn weight_of_a_schedule() -> Outcome {
                     matches!(status, Status::OK | Status::BAD_ARGUMENT),
                     "round {round}: {status:?}"
                 );
-                let now = vcpu.info().map_err(|status| format_args!("{status:?}").into());
+                let now = vcpu
+                    .info()
+                    .map_err(|status| format_args!("{status:?}").into());
                 let now: plinth_rt::abi::VcpuInfo = now.map_err(|why: plinth_rt::Why| why)?;
                 check!(
                     matches!(now.schedule.weight, 16 | 256) && now.schedule.cap == 0,

@@ -186,9 +186,11 @@ fn each_bit_of_cr0() -> Outcome {
 
 fn each_bit_of_cr3() -> Outcome {
     let width = cpu::cpuid(0x8000_0008, 0).eax & 0xff;
-    each_bit("CR3 bit", |state| &mut state.cr3, |bit| {
-        (bit >= width).then_some(false)
-    })
+    each_bit(
+        "CR3 bit",
+        |state| &mut state.cr3,
+        |bit| (bit >= width).then_some(false),
+    )
 }
 
 fn each_bit_of_cr4() -> Outcome {
@@ -367,7 +369,13 @@ fn each_bit_of_rflags() -> Outcome {
 
 fn rip_not_canonical() -> Outcome {
     let mut subject = Subject::new();
-    for rip in [1 << 47, 0x7fff_ffff_ffff + 2, u64::MAX >> 1, 1 << 63, 0xffff_7fff_ffff_ffff] {
+    for rip in [
+        1 << 47,
+        0x7fff_ffff_ffff + 2,
+        u64::MAX >> 1,
+        1 << 63,
+        0xffff_7fff_ffff_ffff,
+    ] {
         let mut state = subject.long()?;
         state.rip = rip;
         subject.must(false, &state, &At("RIP", rip))?;
@@ -437,7 +445,13 @@ fn addresses_in_msrs_not_canonical() -> Outcome {
     ];
     let mut subject = Subject::new();
     for (name, register) in registers {
-        for value in [1 << 47, 1 << 63, 0xffff_7fff_ffff_ffff, u64::MAX, 0x7fff_ffff_ffff] {
+        for value in [
+            1 << 47,
+            1 << 63,
+            0xffff_7fff_ffff_ffff,
+            u64::MAX,
+            0x7fff_ffff_ffff,
+        ] {
             let mut state = subject.long()?;
             *register(&mut state) = value;
             let good = value >> 47 == 0 || value >> 47 == 0x1_ffff;
@@ -587,7 +601,10 @@ fn pae_tables_behind_the_end() -> Outcome {
     subject.child()?.set_word(DATA, 1 << 1 | 1)?;
     // AMD's CPUs look at entries when they are used (APM2 15.25.10).
     let taken = subject.takes(&state, &"a reserved bit of an entry")?;
-    check!(cpu::is_amd() || !taken, "a reserved bit of an entry was taken");
+    check!(
+        cpu::is_amd() || !taken,
+        "a reserved bit of an entry was taken"
+    );
     subject.child()?.set_word(DATA, 0)?;
     subject.must(true, &state, &"four empty entries")
 }
@@ -597,7 +614,10 @@ fn changed(state: &VcpuState, random: &mut Random) -> VcpuState {
     const WORDS: usize = size_of::<VcpuState>() / 8;
     let mut words = [0u64; WORDS];
     for (word, bytes) in words.iter_mut().zip(bytes_of(state).chunks_exact(8)) {
-        *word = bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        *word = bytes
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
     }
     for _ in 0..1 + random.number() % 3 {
         // Not the general registers, in which everything is good.
@@ -735,7 +755,11 @@ fn header_of_the_vector_state() -> Outcome {
             AREA.set_u64(at, before ^ 1 << bit);
             let good = word == 0 && supported >> bit & 1 != 0;
             let status = set_vector(&child, length);
-            let expected = if good { Status::OK } else { Status::BAD_ARGUMENT };
+            let expected = if good {
+                Status::OK
+            } else {
+                Status::BAD_ARGUMENT
+            };
             check!(
                 status == expected,
                 "word {word}, bit {bit}: {status:?}, expected {expected:?}"

@@ -42,7 +42,7 @@ cases!("exits":
 );
 
 /// How often each is done.
-const TIMES: u64 = 2000;
+const TIMES: u64 = 1000;
 
 /// Runs a loop that counts R12 down to 0.
 fn storm(code: &Snippet, registers: Gprs) -> Result<Gprs, Why> {
@@ -175,13 +175,29 @@ fn output() -> Outcome {
 fn calls(number: u64, argument: u64, status: Status, value: u64) -> Outcome {
     let code = if hypercall::is_vmmcall() {
         snippet!(
-            "2: mov rax, r8", "mov rdi, r10", "xor esi, esi", "vmmcall", "xor rax, r11", "or r13, rax", "xor rdx, r14",
-            "or r13, rdx", "dec r12", "jnz 2b"
+            "2: mov rax, r8",
+            "mov rdi, r10",
+            "xor esi, esi",
+            "vmmcall",
+            "xor rax, r11",
+            "or r13, rax",
+            "xor rdx, r14",
+            "or r13, rdx",
+            "dec r12",
+            "jnz 2b"
         )
     } else {
         snippet!(
-            "2: mov rax, r8", "mov rdi, r10", "xor esi, esi", "vmcall", "xor rax, r11", "or r13, rax", "xor rdx, r14",
-            "or r13, rdx", "dec r12", "jnz 2b"
+            "2: mov rax, r8",
+            "mov rdi, r10",
+            "xor esi, esi",
+            "vmcall",
+            "xor rax, r11",
+            "or r13, rax",
+            "xor rdx, r14",
+            "or r13, rdx",
+            "dec r12",
+            "jnz 2b"
         )
     };
     let out = storm(
@@ -224,12 +240,7 @@ fn empty_console_writes() -> Outcome {
 fn xsetbv() -> Outcome {
     inside(|| {
         if cpu::cpuid(1, 0).ecx & 1 << 26 == 0 {
-            return plinth_rt::suite::must_fault(
-                &snippet!("xsetbv"),
-                Gprs::ZERO,
-                vector::UD,
-                0,
-            );
+            return plinth_rt::suite::must_fault(&snippet!("xsetbv"), Gprs::ZERO, vector::UD, 0);
         }
         cpu::set_cr4(cpu::cr4()? | 1 << 18)?;
         let out = storm(
@@ -394,7 +405,13 @@ fn count_and_pass() -> Snippet {
 
 /// As [`count_and_pass`], with an error code, which R14 gathers.
 fn count_and_pass_with_error() -> Snippet {
-    snippet!("inc r13", "or r14, [rsp]", "add rsp, 8", "add qword ptr [rsp], 2", "iretq")
+    snippet!(
+        "inc r13",
+        "or r14, [rsp]",
+        "add rsp, 8",
+        "add qword ptr [rsp], 2",
+        "iretq"
+    )
 }
 
 fn refused_msrs() -> Outcome {
@@ -402,7 +419,15 @@ fn refused_msrs() -> Outcome {
         let out = storm_of(
             vector::GP,
             &count_and_pass_with_error(),
-            &snippet!("2: mov ecx, r12d", "or ecx, 0x480", "and ecx, 0x48f", "rdmsr", "wrmsr", "dec r12", "jnz 2b"),
+            &snippet!(
+                "2: mov ecx, r12d",
+                "or ecx, 0x480",
+                "and ecx, 0x48f",
+                "rdmsr",
+                "wrmsr",
+                "dec r12",
+                "jnz 2b"
+            ),
             Gprs::ZERO,
         )?;
         check_eq!(out.r13, 2 * TIMES, "exceptions");
@@ -502,12 +527,28 @@ fn halts_with_an_interrupt_each() -> Outcome {
         let handle = crate::attacker::ordered(0);
         let code = if hypercall::is_vmmcall() {
             snippet!(
-                "2: mov eax, 0x26", "mov rdi, r8", "mov esi, 0x41", "vmmcall", "or r9, rax", "sti", "hlt", "cli", "dec r12",
+                "2: mov eax, 0x26",
+                "mov rdi, r8",
+                "mov esi, 0x41",
+                "vmmcall",
+                "or r9, rax",
+                "sti",
+                "hlt",
+                "cli",
+                "dec r12",
                 "jnz 2b"
             )
         } else {
             snippet!(
-                "2: mov eax, 0x26", "mov rdi, r8", "mov esi, 0x41", "vmcall", "or r9, rax", "sti", "hlt", "cli", "dec r12",
+                "2: mov eax, 0x26",
+                "mov rdi, r8",
+                "mov esi, 0x41",
+                "vmcall",
+                "or r9, rax",
+                "sti",
+                "hlt",
+                "cli",
+                "dec r12",
                 "jnz 2b"
             )
         };

@@ -175,8 +175,16 @@ fn of_a_domain_that_is_destroyed() -> Outcome {
         }
         answers(Call::VCPU_OPEN, [domain, 0], Status::NOT_FOUND)
             .or_else(|_| answers(Call::VCPU_OPEN, [domain, 0], Status::WRONG_STATE))?;
-        answers(Call::DOMAIN_READ, [domain, FREE, 8, 0x2000], Status::WRONG_STATE)?;
-        answers(Call::DOMAIN_WRITE, [domain, FREE, 8, 0x2000], Status::WRONG_STATE)?;
+        answers(
+            Call::DOMAIN_READ,
+            [domain, FREE, 8, 0x2000],
+            Status::WRONG_STATE,
+        )?;
+        answers(
+            Call::DOMAIN_WRITE,
+            [domain, FREE, 8, 0x2000],
+            Status::WRONG_STATE,
+        )?;
         answers(Call::MEMORY_CREATE, [domain, 4096], Status::WRONG_STATE)?;
         answers(Call::MEMORY_UNMAP, [domain, 0, 4096], Status::WRONG_STATE)?;
         answers(Call::DOMAIN_INFO, [domain, FREE], Status::OK)
@@ -197,11 +205,19 @@ fn every_call_with_the_wrong_type() -> Outcome {
         for (call, _) in Call::ALL {
             let wants_any_or_event = matches!(call.0, 0x00..0x10 | 0x40..0x50 | 0x70..0x80);
             if !wants_any_or_event {
-                answers(*call, [event, event, event, event, event, event], Status::WRONG_TYPE)?;
+                answers(
+                    *call,
+                    [event, event, event, event, event, event],
+                    Status::WRONG_TYPE,
+                )?;
             }
         }
         answers(Call::EVENT_CREATE, [event], Status::WRONG_TYPE)?;
-        answers(Call::EVENT_BIND_VECTOR, [event, event, 0x40], Status::WRONG_TYPE)?;
+        answers(
+            Call::EVENT_BIND_VECTOR,
+            [event, event, 0x40],
+            Status::WRONG_TYPE,
+        )?;
         answers(Call::HANDLE_GRANT, [event, event, 0], Status::WRONG_TYPE)
     }))?;
     let handle = attacker.give(event()?.any(), rights::EVENT)?;
@@ -225,7 +241,11 @@ fn rights_by_duplicating() -> Outcome {
             answers(Call::HANDLE_DUPLICATE, [own, wanted], expected)?;
             answers(Call::HANDLE_DUPLICATE, [own, has | wanted], expected)?;
         }
-        answers(Call::HANDLE_DUPLICATE, [own, u32::MAX.into()], Status::NO_RIGHT)
+        answers(
+            Call::HANDLE_DUPLICATE,
+            [own, u32::MAX.into()],
+            Status::NO_RIGHT,
+        )
     }))?;
     let handle = attacker.give(attacker.domain.any(), rights::READ | rights::MEMORY)?;
     attacker.order(0, handle)?;
@@ -238,7 +258,11 @@ fn rights_by_granting_to_oneself() -> Outcome {
         let [own, event, closed] = [ordered(0), ordered(1), ordered(2)];
         let (bind, signal) = (rights::BIND.into(), rights::SIGNAL.into());
         answers(Call::HANDLE_GRANT, [event, own, bind], Status::NO_RIGHT)?;
-        answers(Call::HANDLE_GRANT, [event, own, u32::MAX.into()], Status::NO_RIGHT)?;
+        answers(
+            Call::HANDLE_GRANT,
+            [event, own, u32::MAX.into()],
+            Status::NO_RIGHT,
+        )?;
         // Without GRANT nothing at all.
         answers(Call::HANDLE_GRANT, [closed, own, signal], Status::NO_RIGHT)?;
         answers(Call::HANDLE_GRANT, [closed, own, 0], Status::NO_RIGHT)?;
@@ -265,15 +289,29 @@ fn rights_in_a_circle() -> Outcome {
     let victim = Child::new(&ChildPlan::new(count()))?;
     let mut any = duplicate(victim.domain.any(), rights::DOMAIN)?;
     let mut left = rights::DOMAIN;
-    for right in [rights::CONTROL, rights::MEMORY, rights::DEVICE, rights::CHARGE, rights::WRITE] {
+    for right in [
+        rights::CONTROL,
+        rights::MEMORY,
+        rights::DEVICE,
+        rights::CHARGE,
+        rights::WRITE,
+    ] {
         left &= !right;
         // The suite's own table is the other domain's here, by way of a grant to itself.
         let granted = any.grant(own(), left).must("grant")?;
         let next = plinth_testkit::kit::Owned(Any(granted));
         let (_, has) = next.info().must("info")?;
         check_eq!(has, left, "rights");
-        refused(next.duplicate(left | right), Status::NO_RIGHT, "what was lost")?;
-        refused(next.grant(own(), left | right), Status::NO_RIGHT, "what was lost")?;
+        refused(
+            next.duplicate(left | right),
+            Status::NO_RIGHT,
+            "what was lost",
+        )?;
+        refused(
+            next.grant(own(), left | right),
+            Status::NO_RIGHT,
+            "what was lost",
+        )?;
         any = next;
     }
     Ok(())
@@ -303,7 +341,11 @@ fn memory_to_be_read_only() -> Outcome {
             answers(Call::MEMORY_PROTECT, arguments, Status::NO_RIGHT)?;
         }
         // A call does not write there for it either.
-        answers(Call::DOMAIN_WRITE, [own, FREE, 8, PLACE], Status::BAD_ADDRESS)?;
+        answers(
+            Call::DOMAIN_WRITE,
+            [own, FREE, 8, PLACE],
+            Status::BAD_ADDRESS,
+        )?;
         answers(Call::DOMAIN_INFO, [own, PLACE], Status::BAD_ADDRESS)?;
         answers(Call::MEMORY_UNMAP, [own, PLACE, 4096], Status::OK)
     }))?;
@@ -410,7 +452,11 @@ fn physical_memory_of_the_machine() -> Outcome {
             (0xfe00_0000, 0x100_0000),
             (0, 4 << 30),
         ] {
-            answers(Call::MEMORY_PHYSICAL, [system, address, bytes], Status::WRONG_STATE)?;
+            answers(
+                Call::MEMORY_PHYSICAL,
+                [system, address, bytes],
+                Status::WRONG_STATE,
+            )?;
         }
         for (address, bytes) in [
             (0, 0),
@@ -422,7 +468,11 @@ fn physical_memory_of_the_machine() -> Outcome {
             (4096, u64::MAX - 4095),
             (4096, 2 << 40),
         ] {
-            answers(Call::MEMORY_PHYSICAL, [system, address, bytes], Status::BAD_ARGUMENT)?;
+            answers(
+                Call::MEMORY_PHYSICAL,
+                [system, address, bytes],
+                Status::BAD_ARGUMENT,
+            )?;
         }
         Ok(())
     }))?;

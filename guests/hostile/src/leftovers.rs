@@ -63,19 +63,45 @@ fn spin() -> Outcome {
 /// Those of a vCPU of which nobody has set the state but where it starts.
 fn general_registers() -> Outcome {
     let filler = snippet!(
-        "mov rax, -1", "mov rbx, -2", "mov rcx, -3", "mov rdx, -4", "mov rsi, -5", "mov rdi, -6", "mov rbp, -7", "mov r8, -8",
-        "mov r9, -9", "mov r10, -10", "mov r11, -11", "mov r12, -12", "mov r13, -13", "mov r14, -14",
-        "lock inc qword ptr [0x2000]", "2: jmp 2b"
+        "mov rax, -1",
+        "mov rbx, -2",
+        "mov rcx, -3",
+        "mov rdx, -4",
+        "mov rsi, -5",
+        "mov rdi, -6",
+        "mov rbp, -7",
+        "mov r8, -8",
+        "mov r9, -9",
+        "mov r10, -10",
+        "mov r11, -11",
+        "mov r12, -12",
+        "mov r13, -13",
+        "mov r14, -14",
+        "lock inc qword ptr [0x2000]",
+        "2: jmp 2b"
     );
     let first = Child::new(&ChildPlan::new(filler))?;
     first.pin(0, CPU)?;
     first.start()?;
     first.until_word(DATA, 1)?;
     let second = Child::new(&ChildPlan::new(snippet!(
-        "mov [0x2800], rax", "mov [0x2808], rbx", "mov [0x2810], rcx", "mov [0x2818], rdx", "mov [0x2820], rsi",
-        "mov [0x2828], rdi", "mov [0x2830], rbp", "mov [0x2838], r8", "mov [0x2840], r9", "mov [0x2848], r10",
-        "mov [0x2850], r11", "mov [0x2858], r12", "mov [0x2860], r13", "mov [0x2868], r14",
-        "xor edi, edi", "mov eax, 4", "call r15"
+        "mov [0x2800], rax",
+        "mov [0x2808], rbx",
+        "mov [0x2810], rcx",
+        "mov [0x2818], rdx",
+        "mov [0x2820], rsi",
+        "mov [0x2828], rdi",
+        "mov [0x2830], rbp",
+        "mov [0x2838], r8",
+        "mov [0x2840], r9",
+        "mov [0x2848], r10",
+        "mov [0x2850], r11",
+        "mov [0x2858], r12",
+        "mov [0x2860], r13",
+        "mov [0x2868], r14",
+        "xor edi, edi",
+        "mov eax, 4",
+        "call r15"
     )))?;
     second.pin(0, CPU)?;
     first.domain.kill().must("kill")?;

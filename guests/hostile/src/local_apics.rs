@@ -11,9 +11,7 @@ use plinth_rt::trap::{self, Gate, vector};
 use plinth_rt::{Gprs, Outcome, Snippet, check, check_eq, cpu, snippet};
 use plinth_testkit::kit::{MS, Must, Random, raw, sleep, to_the_end};
 
-use crate::attacker::{
-    Attacker, FREE, Plan, at, carried_out, fatal_to, heard, nested_fault, tell,
-};
+use crate::attacker::{Attacker, FREE, Plan, at, carried_out, fatal_to, heard, nested_fault, tell};
 
 cases!("local_apics":
     every_offset_is_read,
@@ -173,7 +171,9 @@ fn narrow_and_wide_accesses() -> Outcome {
     inside_a_pc(|| {
         let base = registers();
         write(base + TASK_PRIORITY, 0x35);
-        let wide = snippet!("mov rax, [rdi]").run(at(base + TASK_PRIORITY))?.rax;
+        let wide = snippet!("mov rax, [rdi]")
+            .run(at(base + TASK_PRIORITY))?
+            .rax;
         check_eq!(wide, 0x35, "eight bytes");
         let version = read(base + VERSION);
         for (offset, shift) in [(0, 0), (1, 8), (2, 16), (3, 24)] {
@@ -188,7 +188,13 @@ fn narrow_and_wide_accesses() -> Outcome {
             code.run(at(base + TASK_PRIORITY))?;
             check_eq!(read(base + TASK_PRIORITY), 0x35, "after a narrow write");
         }
-        snippet!("mov rax, -1", "shl rax, 32", "mov al, 0x42", "mov [rdi], rax").run(at(base + TASK_PRIORITY))?;
+        snippet!(
+            "mov rax, -1",
+            "shl rax, 32",
+            "mov al, 0x42",
+            "mov [rdi], rax"
+        )
+        .run(at(base + TASK_PRIORITY))?;
         check_eq!(read(base + TASK_PRIORITY), 0x42, "after a wide write");
         Ok(())
     })
@@ -275,7 +281,10 @@ fn end_of_interrupt_without_one() -> Outcome {
     inside_a_pc(|| {
         let base = registers();
         for value in 0..1000 {
-            write(base + END_OF_INTERRUPT, u32::wrapping_mul(value, 0x0101_0101));
+            write(
+                base + END_OF_INTERRUPT,
+                u32::wrapping_mul(value, 0x0101_0101),
+            );
         }
         is_at_rest(base)?;
         // One that waits is not ended by it.
@@ -322,16 +331,11 @@ fn nmis_to_oneself() -> Outcome {
         // By number: with the shorthand it is no valid command (table 11-3), and does nothing.
         write(base + COMMAND, 0x4_4400);
         write(base + COMMAND_HIGH, 0);
-        let out = snippet!(
-            "2: mov dword ptr [rdi], 0x4400",
-            "dec r12",
-            "jnz 2b",
-            "nop"
-        )
-        .run(Gprs {
-            r12: 1000,
-            ..at(base + COMMAND)
-        })?;
+        let out =
+            snippet!("2: mov dword ptr [rdi], 0x4400", "dec r12", "jnz 2b", "nop").run(Gprs {
+                r12: 1000,
+                ..at(base + COMMAND)
+            })?;
         check!((1..=1000).contains(&out.r13), "{} NMIs", out.r13);
         is_at_rest(base)
     })
@@ -393,7 +397,10 @@ fn timer_with_every_divisor() -> Outcome {
                     break;
                 }
             }
-            check!(second < first, "divisor {value:#x}: {first:#x}, {second:#x}");
+            check!(
+                second < first,
+                "divisor {value:#x}: {first:#x}, {second:#x}"
+            );
             write(base + INITIAL_COUNT, 0);
         }
         is_at_rest(base)
@@ -510,7 +517,10 @@ fn changes_of_mode() -> Outcome {
         registers();
         let refused = |value: u64| {
             let before = cpu::rdmsr(0x1b)?;
-            check!(cpu::wrmsr(0x1b, value).is_err(), "{value:#x} was taken in {before:#x}");
+            check!(
+                cpu::wrmsr(0x1b, value).is_err(),
+                "{value:#x} was taken in {before:#x}"
+            );
             check_eq!(cpu::rdmsr(0x1b)?, before, "APIC_BASE");
             Ok(())
         };
@@ -570,11 +580,24 @@ fn command_with_reserved_bits() -> Outcome {
             let command = 0x7fff_0000_0000_0040 | 1 << bit;
             check!(cpu::wrmsr(0x830, command).is_err(), "bit {bit} was taken");
         }
-        for (msr, value) in [(0x80b, 1), (0x828, 1), (0x80f, 1 << 32 | 0x1ff), (0x838, 1 << 32), (0x83e, 4), (0x832, 1 << 19)] {
-            check!(cpu::wrmsr(msr, value).is_err(), "MSR {msr:#x} took {value:#x}");
+        for (msr, value) in [
+            (0x80b, 1),
+            (0x828, 1),
+            (0x80f, 1 << 32 | 0x1ff),
+            (0x838, 1 << 32),
+            (0x83e, 4),
+            (0x832, 1 << 19),
+        ] {
+            check!(
+                cpu::wrmsr(msr, value).is_err(),
+                "MSR {msr:#x} took {value:#x}"
+            );
         }
         for msr in [0x802, 0x803, 0x80a, 0x80d, 0x810, 0x818, 0x820, 0x839] {
-            check!(cpu::wrmsr(msr, 0).is_err(), "MSR {msr:#x}, which is read-only");
+            check!(
+                cpu::wrmsr(msr, 0).is_err(),
+                "MSR {msr:#x}, which is read-only"
+            );
         }
         Ok(())
     })
@@ -664,12 +687,17 @@ fn ping_pong() -> Outcome {
                 plinth_rt::hypercall::yield_now();
             }
             write(base + COMMAND, 3 << 18 | 0x41);
-            let out = snippet!("2: sti", "hlt", "cli", "cmp qword ptr [0x2000], 500", "jb 2b").run(
-                Gprs {
-                    r15: base,
-                    ..Gprs::ZERO
-                },
-            )?;
+            let out = snippet!(
+                "2: sti",
+                "hlt",
+                "cli",
+                "cmp qword ptr [0x2000], 500",
+                "jb 2b"
+            )
+            .run(Gprs {
+                r15: base,
+                ..Gprs::ZERO
+            })?;
             check_eq!(out.r15, base, "R15");
             check!(heard(1) >= heard(0), "{} and {}", heard(0), heard(1));
             Ok(())
@@ -696,7 +724,8 @@ fn init_and_startup_again_and_again() -> Outcome {
         &pc(|| {
             let base = registers();
             // Real-mode code at a page below 1 MiB: inc dword ptr [0x2000]; hlt; jmp $.
-            let code = snippet!(".byte 0x66, 0x67, 0xff, 0x05, 0x00, 0x20, 0x00, 0x00, 0xf4, 0xeb, 0xfd");
+            let code =
+                snippet!(".byte 0x66, 0x67, 0xff, 0x05, 0x00, 0x20, 0x00, 0x00, 0xf4, 0xeb, 0xfd");
             code.copy_to(FREE);
             write(base + COMMAND_HIGH, 1 << 24);
             for _ in 0..200 {
@@ -827,7 +856,11 @@ fn messages_of_every_kind() -> Outcome {
         while heard(2) == 0 {
             plinth_rt::hypercall::yield_now();
         }
-        check_eq!(read(base + REQUESTS) & 0xffff, 0, "IRR of the illegal vectors");
+        check_eq!(
+            read(base + REQUESTS) & 0xffff,
+            0,
+            "IRR of the illegal vectors"
+        );
         check_eq!(any_of(base, IN_SERVICE), 0, "ISR");
         Ok(())
     }))?;
@@ -847,7 +880,13 @@ fn messages_of_every_kind() -> Outcome {
             "{address:#x}, {data:#x}: {status:?}"
         );
     }
-    for (address, data) in [(0, 0x40), (0xfed0_0000, 0x40), (0xfef0_0000, 0x40), (1 << 32 | 0xfee0_0000, 0x40), (0xfee0_0000, 1 << 32)] {
+    for (address, data) in [
+        (0, 0x40),
+        (0xfed0_0000, 0x40),
+        (0xfef0_0000, 0x40),
+        (1 << 32 | 0xfee0_0000, 0x40),
+        (0xfee0_0000, 1 << 32),
+    ] {
         let (status, _) = to_the_end(
             Call::DEVICE_MSI,
             [raw(attacker.domain.any()), address, data],
@@ -883,6 +922,10 @@ fn vcpu_interrupts_of_every_vector() -> Outcome {
     let count = attacker.told(0)?;
     check!(count >= 224, "{count} interrupts");
     // TCG delivers one again now and then (docs/testing.md).
-    check!(count <= 8 * 224 || is_tcg(), "{count} interrupts, {} were raised", 8 * 224);
+    check!(
+        count <= 8 * 224 || is_tcg(),
+        "{count} interrupts, {} were raised",
+        8 * 224
+    );
     attacker.is_killed()
 }

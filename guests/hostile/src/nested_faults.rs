@@ -13,8 +13,8 @@ use plinth_rt::{Gprs, Outcome, Snippet, check, check_eq, snippet};
 use plinth_testkit::kit::{Must, memory};
 
 use crate::attacker::{
-    Attacker, FREE, Plan, RAM, TABLES, Unexpected, at, fatal_to, faults_at, heard, inside, nested_fault, ordered,
-    poke, tell,
+    Attacker, FREE, Plan, RAM, TABLES, Unexpected, at, fatal_to, faults_at, heard, inside,
+    nested_fault, ordered, poke, tell,
 };
 use crate::window::Mapped;
 
@@ -79,7 +79,11 @@ fn faults_in(plan: &Plan, page: u64, bits: u64) -> Outcome {
 
 fn read_straddles_the_end() -> Outcome {
     faults_at(
-        || snippet!("mov rax, [rdi]").run(at(RAM - 4)).into_unexpected(),
+        || {
+            snippet!("mov rax, [rdi]")
+                .run(at(RAM - 4))
+                .into_unexpected()
+        },
         RAM,
         0,
     )
@@ -127,7 +131,11 @@ fn instruction_across_the_end() -> Outcome {
 
 fn push_across_the_end() -> Outcome {
     faults_at(
-        || snippet!("mov rsp, rdi", "push rax").run(at(RAM + 4)).into_unexpected(),
+        || {
+            snippet!("mov rsp, rdi", "push rax")
+                .run(at(RAM + 4))
+                .into_unexpected()
+        },
         RAM,
         fault::WRITE,
     )
@@ -147,7 +155,11 @@ fn call_with_its_stack_behind_the_end() -> Outcome {
 
 fn return_from_behind_the_end() -> Outcome {
     faults_at(
-        || snippet!("mov rsp, rdi", "ret").run(at(RAM + 16)).into_unexpected(),
+        || {
+            snippet!("mov rsp, rdi", "ret")
+                .run(at(RAM + 16))
+                .into_unexpected()
+        },
         RAM + 16,
         0,
     )
@@ -156,7 +168,11 @@ fn return_from_behind_the_end() -> Outcome {
 /// SS is the first that an exception pushes in 64-bit mode.
 fn exception_with_its_stack_behind_the_end() -> Outcome {
     faults_at(
-        || snippet!("mov rsp, rdi", "int3").run(at(RAM + 0x1000)).into_unexpected(),
+        || {
+            snippet!("mov rsp, rdi", "int3")
+                .run(at(RAM + 0x1000))
+                .into_unexpected()
+        },
         RAM + 0xff8,
         fault::WRITE,
     )
@@ -202,7 +218,11 @@ fn operand_of_lgdt_across_the_end() -> Outcome {
 
 fn fxsave_across_the_end() -> Outcome {
     faults_in(
-        &Plan::new(|| snippet!("fxsave64 [rdi]").run(at(RAM - 256)).into_unexpected()),
+        &Plan::new(|| {
+            snippet!("fxsave64 [rdi]")
+                .run(at(RAM - 256))
+                .into_unexpected()
+        }),
         RAM,
         fault::WRITE,
     )
@@ -260,7 +280,9 @@ fn entry_points_at_nothing() -> Outcome {
     faults_at(
         || {
             let page = paging::map(3, 0x4000_0000, flag::ALL);
-            snippet!("mov [rdi], rax").run(at(page + 0x123)).into_unexpected()
+            snippet!("mov [rdi], rax")
+                .run(at(page + 0x123))
+                .into_unexpected()
         },
         0x4000_0123,
         fault::WRITE,
@@ -310,7 +332,12 @@ fn large_entry_with_reserved_bits() -> Outcome {
             poke(TABLES + 2 * 0x1000 + 511 * 8, 1022 << 20 | 1 << bit | 0x83);
             paging::flush();
             let read = snippet!("mov rax, [rdi]");
-            faulted(&read, read.run(at(1022 << 20)), vector::PF, reserved_error())?;
+            faulted(
+                &read,
+                read.run(at(1022 << 20)),
+                vector::PF,
+                reserved_error(),
+            )?;
         }
         Ok(())
     })
@@ -351,15 +378,24 @@ fn wrapped_linear_address() -> Outcome {
         let trap = faulted(&code, code.run(at(u64::MAX - 3)), vector::PF, 0)?;
         check_eq!(trap.cr2, u64::MAX - 3, "CR2");
         // The sum of base and displacement wraps to the words of this attacker.
-        let wrapped = snippet!("mov rax, [rdi + 0x40001000]").run(at(0u64.wrapping_sub(0x4000_0000)))?;
-        check_eq!(wrapped.rax, crate::attacker::peek(0x1000), "the word at the sum");
+        let wrapped =
+            snippet!("mov rax, [rdi + 0x40001000]").run(at(0u64.wrapping_sub(0x4000_0000)))?;
+        check_eq!(
+            wrapped.rax,
+            crate::attacker::peek(0x1000),
+            "the word at the sum"
+        );
         Ok(())
     })
 }
 
 fn not_canonical() -> Outcome {
     inside(|| {
-        for address in [0x8000_0000_0000, 0x7fff_ffff_fffc + 4, 0xffff_7fff_ffff_fff8] {
+        for address in [
+            0x8000_0000_0000,
+            0x7fff_ffff_fffc + 4,
+            0xffff_7fff_ffff_fff8,
+        ] {
             must_fault(&snippet!("mov rax, [rdi]"), at(address), vector::GP, 0)?;
             must_fault(&snippet!("mov [rdi], rax"), at(address), vector::GP, 0)?;
         }
@@ -373,7 +409,9 @@ fn apic_read_straddles_its_end() -> Outcome {
         &pc(|| {
             apic();
             let second = paging::map(1, APIC + 0x1000, flag::ALL);
-            snippet!("mov rax, [rdi]").run(at(second - 4)).into_unexpected()
+            snippet!("mov rax, [rdi]")
+                .run(at(second - 4))
+                .into_unexpected()
         }),
         Reason::NESTED_FAULT,
     )?;
@@ -444,7 +482,9 @@ fn not_emulated(index: u64) -> Snippet {
 fn apic_by_instructions_not_emulated() -> Outcome {
     for index in 0..7 {
         let attacker = Attacker::new(&pc(|| {
-            not_emulated(ordered(0)).run(at(apic() + 0x80)).into_unexpected()
+            not_emulated(ordered(0))
+                .run(at(apic() + 0x80))
+                .into_unexpected()
         }))?;
         attacker.order(0, index)?;
         attacker.start()?;

@@ -10,7 +10,8 @@ use plinth_rt::{Gprs, Outcome, Snippet, Trap, Why, check, check_eq, snippet};
 use plinth_testkit::kit::{MS, sleep};
 
 use crate::attacker::{
-    Attacker, FREE, Plan, RAM, Unexpected, at, fatal_to, faults_at, inside, nested_fault, peek, poke,
+    Attacker, FREE, Plan, RAM, Unexpected, at, fatal_to, faults_at, inside, nested_fault, peek,
+    poke,
 };
 
 cases!("ports":
@@ -54,12 +55,7 @@ fn half_mapped() -> u64 {
 }
 
 /// The string instruction must end in a #PF with this error code at this address.
-fn page_fault(
-    code: &Snippet,
-    registers: Gprs,
-    error: u64,
-    address: u64,
-) -> Result<Trap, Why> {
+fn page_fault(code: &Snippet, registers: Gprs, error: u64, address: u64) -> Result<Trap, Why> {
     let trap = trapped(code.run(registers), vector::PF)?;
     check_eq!(trap.error, error, "error code");
     check_eq!(trap.cr2, address, "CR2");
@@ -149,7 +145,9 @@ fn ins_into_a_supervisors_page() -> Outcome {
 
 fn ins_over_the_end_of_memory() -> Outcome {
     let attacker = Attacker::new(&Plan::new(|| {
-        snippet!("rep insb").run(string(RAM - 24, 64)).into_unexpected()
+        snippet!("rep insb")
+            .run(string(RAM - 24, 64))
+            .into_unexpected()
     }))?;
     attacker.start()?;
     let info = attacker.ends(Reason::NESTED_FAULT)?.info;
@@ -161,7 +159,11 @@ fn ins_over_the_end_of_memory() -> Outcome {
 
 fn outs_over_the_end_of_memory() -> Outcome {
     faults_at(
-        || snippet!("rep outsd").run(string(RAM - 8, 64)).into_unexpected(),
+        || {
+            snippet!("rep outsd")
+                .run(string(RAM - 8, 64))
+                .into_unexpected()
+        },
         RAM,
         0,
     )
@@ -172,7 +174,9 @@ fn ins_into_the_apic() -> Outcome {
     nested_fault(
         &Plan::new(|| {
             let apic = paging::map(0, 0xfee0_0000, flag::ALL);
-            snippet!("insd").run(string(apic + 0x80, 1)).into_unexpected()
+            snippet!("insd")
+                .run(string(apic + 0x80, 1))
+                .into_unexpected()
         })
         .on(platform::PC),
         0xfee0_0080,
@@ -215,7 +219,8 @@ fn count_of_zero_in_32_bits() -> Outcome {
 fn address_of_32_bits_is_cut() -> Outcome {
     inside(|| {
         poke(FREE, 0);
-        let out = snippet!(".byte 0x67", "rep insb").run(string(0x5555_0000_0000_0000 | FREE, 4))?;
+        let out =
+            snippet!(".byte 0x67", "rep insb").run(string(0x5555_0000_0000_0000 | FREE, 4))?;
         check_eq!(out.rdi, FREE + 4, "RDI");
         check_eq!(out.rcx, 0, "RCX");
         check_eq!(peek(FREE), 0xffff_ffff, "memory");
@@ -230,7 +235,12 @@ fn address_of_32_bits_is_cut() -> Outcome {
 
 fn not_canonical() -> Outcome {
     inside(|| {
-        for code in [snippet!("insb"), snippet!("outsb"), snippet!("rep insd"), snippet!("rep outsw")] {
+        for code in [
+            snippet!("insb"),
+            snippet!("outsb"),
+            snippet!("rep insd"),
+            snippet!("rep outsw"),
+        ] {
             let trap = trapped(code.run(string(1 << 47, 3)), vector::GP)?;
             check_eq!(trap.error, 0, "error code");
             check_eq!(trap.frame.gprs.rcx, 3, "RCX");
@@ -243,7 +253,9 @@ fn not_canonical() -> Outcome {
 fn count_of_all_ones() -> Outcome {
     let [address, bits, _] = fatal_to(
         &Plan::new(|| {
-            snippet!("rep outsd").run(string(RAM - 4096, u64::MAX)).into_unexpected()
+            snippet!("rep outsd")
+                .run(string(RAM - 4096, u64::MAX))
+                .into_unexpected()
         }),
         Reason::NESTED_FAULT,
     )?;
@@ -267,7 +279,11 @@ fn ports_at_the_end_of_the_range() -> Outcome {
                 0xffff_ffff,
                 "a doubleword"
             );
-            for code in [snippet!("out dx, al"), snippet!("out dx, ax"), snippet!("out dx, eax")] {
+            for code in [
+                snippet!("out dx, al"),
+                snippet!("out dx, ax"),
+                snippet!("out dx, eax"),
+            ] {
                 check!(code.run(registers)? == registers, "a register has changed");
             }
             poke(FREE, 0);

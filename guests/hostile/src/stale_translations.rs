@@ -84,7 +84,10 @@ fn unmapped_while_read() -> Outcome {
         let own = Mapped::new(0, *page, 4096)?;
         own.set_word(0, 7);
         let attacker = on_place(reads)?;
-        attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+        attacker
+            .domain
+            .map(PLACE, *page, 0, 4096, ALL)
+            .must("map")?;
         attacker.start()?;
         attacker.until_told(0, 100)?;
         attacker.domain.unmap(PLACE, 4096).must("unmap")?;
@@ -100,7 +103,10 @@ fn unmapped_while_written() -> Outcome {
         let page = memory(4096)?;
         let own = Mapped::new(0, *page, 4096)?;
         let attacker = on_place(writes)?;
-        attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+        attacker
+            .domain
+            .map(PLACE, *page, 0, 4096, ALL)
+            .must("map")?;
         attacker.start()?;
         attacker.until_told(0, 100)?;
         attacker.domain.unmap(PLACE, 4096).must("unmap")?;
@@ -119,7 +125,10 @@ fn unmapped_while_executed() -> Outcome {
     let own = Mapped::new(0, *page, 4096)?;
     own.write(0, &FUNCTION);
     let attacker = on_place(executes)?;
-    attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+    attacker
+        .domain
+        .map(PLACE, *page, 0, 4096, ALL)
+        .must("map")?;
     attacker.start()?;
     attacker.until_told(0, 100)?;
     attacker.domain.unmap(PLACE, 4096).must("unmap")?;
@@ -141,7 +150,10 @@ fn unmapped_while_two_vcpus_read() -> Outcome {
             "inc qword ptr [rdi + 16]",
             "jmp 2b"
         ))?;
-        attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+        attacker
+            .domain
+            .map(PLACE, *page, 0, 4096, ALL)
+            .must("map")?;
         attacker.start()?;
         attacker.until_told(0, 100)?;
         attacker.until_told(2, 100)?;
@@ -159,7 +171,10 @@ fn made_read_only_while_written() -> Outcome {
         let page = memory(4096)?;
         let own = Mapped::new(0, *page, 4096)?;
         let attacker = on_place(writes)?;
-        attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+        attacker
+            .domain
+            .map(PLACE, *page, 0, 4096, ALL)
+            .must("map")?;
         attacker.start()?;
         attacker.until_told(0, 100)?;
         attacker
@@ -177,7 +192,10 @@ fn made_data_while_executed() -> Outcome {
     let page = memory(4096)?;
     Mapped::new(0, *page, 4096)?.write(0, &FUNCTION);
     let attacker = on_place(executes)?;
-    attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+    attacker
+        .domain
+        .map(PLACE, *page, 0, 4096, ALL)
+        .must("map")?;
     attacker.start()?;
     attacker.until_told(0, 100)?;
     attacker
@@ -221,7 +239,10 @@ fn given_to_another_while_read() -> Outcome {
     for _ in 0..3 {
         let page = memory(4096)?;
         let attacker = on_place(reads)?;
-        attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+        attacker
+            .domain
+            .map(PLACE, *page, 0, 4096, ALL)
+            .must("map")?;
         attacker.start()?;
         attacker.until_told(0, 100)?;
         attacker.domain.unmap(PLACE, 4096).must("unmap")?;
@@ -269,7 +290,10 @@ fn claimed_after_it_was_unmapped() -> Outcome {
     let page = memory(4096)?;
     Mapped::new(1, *page, 4096)?.set_word(0, 7);
     let attacker = on_place(reads)?;
-    attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+    attacker
+        .domain
+        .map(PLACE, *page, 0, 4096, ALL)
+        .must("map")?;
     attacker.start()?;
     attacker.until_told(0, 100)?;
     // Between both calls nothing is there: it must not look.
@@ -298,7 +322,10 @@ fn claimed_after_it_was_unmapped() -> Outcome {
 fn written_after_it_was_found_dirty() -> Outcome {
     let page = memory(4096)?;
     let attacker = on_place(writes)?;
-    attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+    attacker
+        .domain
+        .map(PLACE, *page, 0, 4096, ALL)
+        .must("map")?;
     attacker.start()?;
     for round in 0..20 {
         let before = attacker.told(0)?;
@@ -321,7 +348,10 @@ fn shared_with_one_who_keeps_it() -> Outcome {
     own.set_word(0, 7);
     let (loses, keeps) = (on_place(reads)?, on_place(reads)?);
     for attacker in [&loses, &keeps] {
-        attacker.domain.map(PLACE, *page, 0, 4096, ALL).must("map")?;
+        attacker
+            .domain
+            .map(PLACE, *page, 0, 4096, ALL)
+            .must("map")?;
         attacker.start()?;
         attacker.until_told(0, 100)?;
     }

@@ -154,7 +154,11 @@ fn cr4_vmxe_and_smxe() -> Outcome {
 /// FEATURE_CONTROL, VM_CR, VM_HSAVE_PA, SVM_KEY, SMM_CTL, IGNNE, SMM_MONITOR_CTL and what VMX is capable of: refused, or locked.
 fn msrs_that_would_enable_it() -> Outcome {
     inside(|| {
-        for msr in (0x480..=0x493).chain([0x9b]).chain(0xc001_0111..=0xc001_0113).chain(0xc001_0115..=0xc001_0119) {
+        for msr in (0x480..=0x493)
+            .chain([0x9b])
+            .chain(0xc001_0111..=0xc001_0113)
+            .chain(0xc001_0115..=0xc001_0119)
+        {
             check!(cpu::rdmsr(msr).is_err(), "MSR {msr:#x} can be read");
             check!(cpu::wrmsr(msr, 1).is_err(), "MSR {msr:#x} can be written");
         }
@@ -220,19 +224,29 @@ fn prefixes_before_a_hypercall() -> Outcome {
         let [plain, long, locked] = if hypercall::is_vmmcall() {
             [
                 snippet!(".byte 0x48, 0x0f, 0x01, 0xd9", "mov ecx, 5"),
-                snippet!(".byte 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x4f, 0x0f, 0x01, 0xd9", "mov ecx, 5"),
+                snippet!(
+                    ".byte 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x4f, 0x0f, 0x01, 0xd9",
+                    "mov ecx, 5"
+                ),
                 snippet!(".byte 0xf0, 0x0f, 0x01, 0xd9"),
             ]
         } else {
             [
                 snippet!(".byte 0x48, 0x0f, 0x01, 0xc1", "mov ecx, 5"),
-                snippet!(".byte 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x4f, 0x0f, 0x01, 0xc1", "mov ecx, 5"),
+                snippet!(
+                    ".byte 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x4f, 0x0f, 0x01, 0xc1",
+                    "mov ecx, 5"
+                ),
                 snippet!(".byte 0xf0, 0x0f, 0x01, 0xc1"),
             ]
         };
         for code in [plain, long] {
             let out = code.run(Gprs::ZERO)?;
-            check_eq!(out.rdx, u64::from(plinth_rt::abi::ABI_VERSION), "the version");
+            check_eq!(
+                out.rdx,
+                u64::from(plinth_rt::abi::ABI_VERSION),
+                "the version"
+            );
             check_eq!(out.rcx, 5, "RCX of the next instruction");
         }
         if left_out_for_tcg("the check of LOCK before VMMCALL") {

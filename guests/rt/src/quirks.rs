@@ -1,6 +1,9 @@
 //! Emulators that are known to leave out checks which every real CPU makes: tests leave out theirs there, and say so.
 
-#![allow(unsafe_code, reason = "snippet! assembles code; what is run, the runtime runs")]
+#![allow(
+    unsafe_code,
+    reason = "snippet! assembles code; what is run, the runtime runs"
+)]
 
 use crate::{Gprs, println, snippet, trap};
 

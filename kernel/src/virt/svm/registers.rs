@@ -287,7 +287,9 @@ fn sensible_segments(state: &VcpuState) -> Result<(), &'static str> {
     }
     for table in [&state.gdtr, &state.idtr] {
         if !is_canonical(table.base, bits) || table.limit >> 16 != 0 {
-            return Err("the base of GDTR or IDTR is not canonical, or its limit has more than 16 bits (APM2 4.6)");
+            return Err(
+                "the base of GDTR or IDTR is not canonical, or its limit has more than 16 bits (APM2 4.6)",
+            );
         }
     }
     let addresses = [state.lstar, state.cstar, state.kernel_gs_base];
