@@ -221,8 +221,8 @@ impl Attacker {
             vcpus: [const { None }; VCPUS],
         };
         attacker.write(IMAGE, image())?;
-        attacker.write(TABLES, &(TABLES + PAGE | 3).to_le_bytes())?;
-        attacker.write(TABLES + PAGE, &(TABLES + 2 * PAGE | 3).to_le_bytes())?;
+        attacker.write(TABLES, &((TABLES + PAGE) | 3).to_le_bytes())?;
+        attacker.write(TABLES + PAGE, &((TABLES + 2 * PAGE) | 3).to_le_bytes())?;
         // Present, writable, large.
         let directory: [u64; 512] = core::array::from_fn(|index| (index as u64) << 21 | 0x83);
         attacker.write(TABLES + 2 * PAGE, bytes_of(&directory))?;

@@ -385,12 +385,15 @@ fn domains_of_domains() -> Outcome {
     Ok(())
 }
 
+/// A change of a good configuration, and what it makes of the call.
+type Refusal = (fn(&mut DomainConfig), Status);
+
 fn configurations_without_measure() -> Outcome {
     let attacker = Attacker::new(&Plan {
         frames: 200,
         heap: 512 << 10,
         ..Plan::new(|| {
-            let refusals: [(fn(&mut DomainConfig), Status); 12] = [
+            let refusals: [Refusal; 12] = [
                 (|small| small.frames = u64::MAX, Status::OVER_BUDGET),
                 (|small| small.frames = 1 << 63, Status::OVER_BUDGET),
                 (|small| small.heap = u64::MAX, Status::OVER_BUDGET),
@@ -438,7 +441,6 @@ fn console_that_nobody_reads() -> Outcome {
             400 * 256,
             "its console"
         );
-        // So that what it says is to be read again.
         Ok(())
     }))
 }

@@ -322,6 +322,8 @@ fn slot_torn_up_under_a_string() -> Outcome {
 /// Another vCPU of whoever serves writes the data while the kernel reads it.
 fn slot_rewritten_without_pause() -> Outcome {
     let served = Victim::ports(|| {
+        // The suite waits for the writer first, and an event that comes meanwhile would be lost.
+        snippet!("2: pause", "cmp qword ptr [0x2008], 0", "je 2b").run(Gprs::ZERO)?;
         for _ in 0..30 {
             poke(FREE + 64, 0x7777);
             let out = snippet!("rep insb").run(Gprs {
@@ -364,6 +366,9 @@ fn slot_rewritten_without_pause() -> Outcome {
         .must("map")?;
     writer.start()?;
     writer.until_told(0, 10)?;
+    served
+        .victim
+        .write(crate::attacker::told_at(1), &1u64.to_le_bytes())?;
     for _ in 0..30 {
         served.answers(0)?;
     }

@@ -42,7 +42,7 @@ cases!("exits":
 );
 
 /// How often each is done.
-const TIMES: u64 = 2000;
+const TIMES: u64 = 1000;
 
 /// Runs a loop that counts R12 down to 0.
 fn storm(code: &Snippet, registers: Gprs) -> Result<Gprs, Why> {

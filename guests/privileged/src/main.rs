@@ -27,7 +27,7 @@ mod msr;
 mod tables;
 
 use plinth_rt::quirks::{is_tcg, left_out_for_tcg};
-use plinth_rt::{Gprs, Scratch, Trap, cpu, snippet, suite, trap};
+use plinth_rt::{Gprs, Scratch, Trap, cpu, suite};
 
 plinth_rt::entry!(main);
 
