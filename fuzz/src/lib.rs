@@ -57,7 +57,8 @@ pub fn check(name: &str) -> Option<Check> {
         "pvh" => plinth_image::fuzzing::pvh,
         "multiboot" => plinth_image::fuzzing::multiboot,
         "image" => plinth_image::fuzzing::any,
-        "archive" => archive,
+        "archive" => kernel::modules::gives_parts_of,
+        "machine" => machine,
         _ => return None,
     })
 }
@@ -76,7 +77,8 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         "pvh" => plinth_image::fuzzing::pvh_seeds(),
         "multiboot" => plinth_image::fuzzing::multiboot_seeds(),
         "image" => plinth_image::fuzzing::any_seeds(),
-        "archive" => [kernel::modules::archive(), MACHINE.as_bytes().to_vec()].to_vec(),
+        "archive" => vec![kernel::modules::archive()],
+        "machine" => vec![MACHINE.as_bytes().to_vec()],
         _ => Vec::new(),
     }
 }
@@ -267,9 +269,7 @@ fn io_apic(bytes: &[u8]) {
     });
 }
 
-/// As an archive, and where it is text, as a machine file.
-fn archive(bytes: &[u8]) {
-    kernel::modules::gives_parts_of(bytes);
+fn machine(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };

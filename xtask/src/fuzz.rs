@@ -219,21 +219,26 @@ fn summary(text: &str) -> String {
     )
 }
 
+/// What lines of libFuzzer's begin with that do not tell what broke: its progress, its advice, and the input's bytes.
+const NOISE: [&str; 11] = [
+    "#",
+    "INFO: ",
+    "NOTE: ",
+    "WARNING: ",
+    "Combine libFuzzer",
+    "MS: ",
+    "Base64: ",
+    "stat::",
+    "artifact_prefix=",
+    "0x",
+    "\\",
+];
+
 /// What broke, in words: the panic, the input, and how to see it again.
 fn failure(target: &str, output: &Output) -> String {
     let telling = |line: &&str| {
         let line = line.trim_start();
-        // What libFuzzer prints beside it: its progress, its advice, and where its own functions were.
-        let is_noise = line.starts_with('#')
-            || line.starts_with("INFO: ")
-            || line.starts_with("NOTE: ")
-            || line.starts_with("MS: ")
-            || line.starts_with("Base64: ")
-            || line.starts_with("stat::")
-            || line.starts_with("artifact_prefix=")
-            || line.starts_with("0x")
-            || line.starts_with("\\x")
-            || line.contains("DEDUP_TOKEN");
+        let is_noise = NOISE.iter().any(|start| line.starts_with(start));
         !is_noise && !line.is_empty()
     };
     let mut text = format!("error: {target} is broken ({})\n", output.status);

@@ -485,6 +485,7 @@ pub enum Step {
     },
 }
 
+#[cfg(feature = "fuzzing")]
 impl Step {
     /// The step with no more pages than these.
     pub fn at_most(mut self, most: u64) -> Self {

@@ -844,6 +844,11 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_are_a_case_that_follows_the_reference(bytes: [u8; 32]) {
+        follows_the_reference(Case::of(&bytes))?;
+    }
+
+    #[test]
     fn any_content_is_walked_without_harm(noise in (prop::collection::vec(any::<u64>(), 64), any::<(u64, u64, u64, u64, u64)>(), 0u32..70)) {
         stays_in_bounds(noise)?;
     }

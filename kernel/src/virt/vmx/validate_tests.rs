@@ -808,3 +808,17 @@ pub fn judges(state: &VcpuState) {
         assert!(state.cr0 & bits::CR0_PG == 0 || state.cr0 & bits::CR0_PE != 0);
     }
 }
+
+#[test]
+fn no_single_bit_makes_a_state_that_must_not_be() {
+    use zerocopy::IntoBytes;
+
+    for good in good_states() {
+        judges(&good);
+        for bit in 0..8 * size_of::<VcpuState>() {
+            let mut state = good;
+            state.as_mut_bytes()[bit / 8] ^= 1 << (bit % 8);
+            judges(&state);
+        }
+    }
+}
