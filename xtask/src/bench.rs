@@ -1,16 +1,23 @@
-//! `cargo xtask bench`: what exits cost, measured by the guest `bench`.
+//! `cargo xtask bench`: what exits and domains cost, measured by the guests `bench` and `pcbench`, and compared with the baseline.
 //!
 //! The machine is one whose TSC counts executed instructions, so the figures are exact and repeatable: QEMU with `-icount
 //! shift=0`, or Bochs.
 
+mod baseline;
+mod figures;
 mod linux_boot;
+mod plot;
 
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use elf::ElfBytes;
+use elf::endian::LittleEndian;
 
 use crate::Install;
 use crate::compile::{self, Build};
@@ -20,12 +27,17 @@ use crate::machine::{Choice, Equipment, Kind, Machine, Site};
 use crate::progress::Step;
 use crate::provision::packages::{self, Tools};
 use crate::script::Script;
+use crate::test::TestResult;
 use crate::test::drive::watch;
 use crate::test::judge::Ending;
 use crate::workspace::Workspace;
+use baseline::Baseline;
+use figures::Figure;
 
 /// What runs on a machine, and measures.
 struct Run {
+    /// What its log is called.
+    name: &'static str,
     /// The kernel's command line.
     command_line: &'static str,
     /// The guests that the control guest finds.
@@ -35,16 +47,18 @@ struct Run {
 /// A guest that has the machine to itself, and a PC beside the control guest.
 const RUNS: [Run; 2] = [
     Run {
+        name: "bench",
         command_line: "root=bench",
         guests: &[],
     },
     Run {
+        name: "pcbench",
         command_line: "guests=pcbench",
         guests: &["pcbench"],
     },
 ];
-/// Memory in MiB: for five hundred domains of 2 MiB.
-const MEMORY: u32 = 2048;
+/// Memory in MiB: for a thousand domains of 2 MiB. Where there is less, the guest makes fewer.
+const MEMORY: u32 = 4096;
 /// Counting instructions is slow, and so is the firmware then.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Lines that are shown of a machine that did not get to its end.
@@ -68,16 +82,20 @@ pub struct Options {
     /// The machine: qemu-svm, bochs-vmx or bochs-svm; on qemu-kvm the figures are cycles
     #[arg(long, value_name = "MACHINE", default_value = "qemu-svm")]
     pub on: Choice,
+    /// Compare with the baseline, bench/MACHINE.json: fails when a figure has grown by more than 5 %, or is missing, or new
+    #[arg(long, conflicts_with = "save")]
+    pub check: bool,
+    /// Make these figures the baseline
+    #[arg(long)]
+    pub save: bool,
+    /// Where the figures go as JSON (default: bench/MACHINE.json in the target directory)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Where a picture of how costs grow with domains goes (default: bench/MACHINE.svg in the target directory)
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     #[command(flatten)]
     pub install: Install,
-}
-
-/// A line of the guest's.
-#[derive(Debug, PartialEq, Eq)]
-struct Figure<'a> {
-    name: &'a str,
-    median: u64,
-    range: &'a str,
 }
 
 /// `cargo xtask bench`.
@@ -88,90 +106,177 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::load()?;
     let (kind, why) = choose(options.on, &Host::look());
     eprintln!("machine: {kind} ({why})");
+    let baseline_path = Baseline::path(&workspace.root, kind);
+    // What cannot be compared is said at once, not minutes later.
+    let baseline = options
+        .check
+        .then(|| Baseline::read(&baseline_path))
+        .transpose()?;
     let permission = options.install.permission();
     let tools = packages::provide(kind, permission)?;
     let build = compile::build(&workspace, permission)?;
-    let mut lines = Vec::new();
-    for run in &RUNS {
-        lines.extend(measure(run, kind, &workspace, &build, &tools)?);
+    let figures = measure(kind, &workspace, &build, &tools)?;
+    let mut out = std::io::stdout().lock();
+    figures::table(&mut out, &figures).context("cannot print the table")?;
+    let file = |asked: &Option<PathBuf>, extension| {
+        let usual = || {
+            let directory = workspace.target.join("bench");
+            directory.join(format!("{kind}.{extension}"))
+        };
+        asked.clone().unwrap_or_else(usual)
+    };
+    let json = file(&options.json, "json");
+    baseline::write(&json, &figures::to_json(kind.name(), &figures)?)?;
+    eprintln!("written: {}", json.display());
+    if let Some(picture) = plot::svg(kind.name(), &figures)? {
+        let svg = file(&options.svg, "svg");
+        baseline::write(&svg, &picture)?;
+        eprintln!("written: {}", svg.display());
     }
-    let figures: Vec<_> = lines.iter().filter_map(|line| figure(line)).collect();
-    table(&mut std::io::stdout().lock(), &figures).context("cannot print the table")?;
-    Ok(ExitCode::SUCCESS)
+    if options.save {
+        Baseline::new(&figures).write(&baseline_path)?;
+        eprintln!("written: {}", baseline_path.display());
+    }
+    let is_good = match baseline {
+        None => true,
+        Some(baseline) => {
+            let compared = baseline.compare(&figures);
+            baseline::tell(&mut out, &compared, &baseline_path).context("cannot print")?
+        }
+    };
+    Ok(if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-/// The lines of a machine that measures.
+/// The machine on which `cargo xtask test` compares: it is the faster one.
+pub const TESTED: Kind = Kind::QemuSvm;
+
+/// What the tests' names begin with.
+pub fn test_prefix() -> String {
+    format!("bench/{TESTED}/")
+}
+
+/// The names of the tests, as far as the baseline tells them; none where there is no baseline.
+pub fn test_names(workspace: &Workspace) -> Vec<String> {
+    let baseline = Baseline::read(&Baseline::path(&workspace.root, TESTED)).unwrap_or_default();
+    let prefix = test_prefix();
+    baseline
+        .names()
+        .map(|name| format!("{prefix}{name}"))
+        .collect()
+}
+
+/// Measures, and compares with the baseline: a result for each figure.
+pub fn test(
+    workspace: &Workspace,
+    build: &Build,
+    tools: &Tools,
+) -> anyhow::Result<Vec<TestResult>> {
+    let baseline = Baseline::read(&Baseline::path(&workspace.root, TESTED))?;
+    let figures = measure(TESTED, workspace, build, tools)?;
+    let prefix = test_prefix();
+    let result = |compared: &baseline::Compared| TestResult {
+        name: format!("{prefix}{}", compared.name),
+        failure: compared.failure(),
+    };
+    Ok(baseline.compare(&figures).iter().map(result).collect())
+}
+
+/// All figures of a machine, one emulator after the other.
 fn measure(
-    run: &Run,
     kind: Kind,
     workspace: &Workspace,
     build: &Build,
     tools: &Tools,
-) -> anyhow::Result<Vec<String>> {
-    let site = Site::new(&workspace.machines())?;
-    image::write(&site.disk(), build, run.command_line, Some(run.guests), &[])?;
-    let equipment = Equipment {
-        kind,
-        smp: 1,
-        memory: MEMORY,
-        display: false,
-        gdb: None,
-        instruction_ns: Some(1),
-        recorded: false,
-    };
-    let step = Step::start(format!("measuring on {kind}, {}", run.command_line));
-    let mut machine = Machine::start(site, &equipment, tools)?;
-    let mut script = Script::default();
-    let (lines, ending) = watch(
-        &mut machine,
-        &mut script,
-        PATIENCE,
-        std::io::sink(),
-        |line| step.detail(line),
-    );
-    machine.kill();
-    let count = lines.iter().filter_map(|line| figure(line)).count();
-    if ending != Ending::Status(0) || count == 0 {
-        step.done("FAILED");
-        for line in lines.iter().rev().take(LAST_WORDS).rev() {
-            eprintln!("  {line}");
-        }
-        anyhow::bail!(
-            "the machine did not get to its end ({ending:?})\n  try: cargo xtask run --on {kind} --append '{}'",
-            run.command_line
-        );
+) -> anyhow::Result<Vec<Figure>> {
+    let mut figures = sizes(build)?;
+    for run in &RUNS {
+        figures.extend(run.measure(kind, workspace, build, tools)?);
     }
-    step.done(&format!("{count} operations"));
-    Ok(lines)
+    Ok(figures)
 }
 
-/// Prints the figures.
-fn table(out: &mut impl Write, figures: &[Figure<'_>]) -> std::io::Result<()> {
-    writeln!(out, "{:<24} {:>8}  least to most", "operation", "median")?;
-    for Figure {
-        name,
-        median,
-        range,
-    } in figures
-    {
-        writeln!(out, "{name:<24} {median:>8}  {range}")?;
-    }
-    Ok(())
+/// How large the kernel is.
+fn sizes(build: &Build) -> anyhow::Result<Vec<Figure>> {
+    let file = compile::read(&build.kernel)?;
+    Ok(vec![
+        Figure::exact("kernel_file_bytes", file.len() as u64),
+        Figure::exact("kernel_loaded_bytes", loaded_bytes(&file)?),
+    ])
 }
 
-/// The figure in a line such as `bench cpuid: 170 (168 to 410)`, behind the guest's name where others speak, too.
-fn figure(line: &str) -> Option<Figure<'_>> {
-    let line = ["[bench] ", "[pcbench] "]
+/// How much memory an ELF file wants for its segments.
+fn loaded_bytes(file: &[u8]) -> anyhow::Result<u64> {
+    let elf = ElfBytes::<LittleEndian>::minimal_parse(file).context("the kernel is no ELF file")?;
+    let segments = elf.segments().context("the kernel has no segments")?;
+    Ok(segments
         .iter()
-        .find_map(|speaker| line.strip_prefix(speaker))
-        .unwrap_or(line);
-    let (name, rest) = line.strip_prefix("bench ")?.split_once(": ")?;
-    let (median, range) = rest.split_once(" (")?;
-    Some(Figure {
-        name,
-        median: median.parse().ok()?,
-        range: range.strip_suffix(')')?,
-    })
+        .filter(|segment| segment.p_type == elf::abi::PT_LOAD)
+        .map(|segment| segment.p_memsz)
+        .sum())
+}
+
+impl Run {
+    /// The figures that its machine prints.
+    fn measure(
+        &self,
+        kind: Kind,
+        workspace: &Workspace,
+        build: &Build,
+        tools: &Tools,
+    ) -> anyhow::Result<Vec<Figure>> {
+        let site = Site::new(&workspace.machines())?;
+        image::write(
+            &site.disk(),
+            build,
+            self.command_line,
+            Some(self.guests),
+            &[],
+        )?;
+        let equipment = Equipment {
+            kind,
+            smp: 1,
+            memory: MEMORY.min(kind.most_memory()),
+            display: false,
+            gdb: None,
+            instruction_ns: Some(1),
+            recorded: false,
+        };
+        let logs = workspace.target.join("test-logs");
+        let log = logs.join(format!("{kind}-{}.log", self.name));
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let step = Step::start(format!("measuring on {kind}, {}", self.command_line));
+        let mut machine = Machine::start(site, &equipment, tools)?;
+        let mut script = Script::default();
+        let (lines, ending) = watch(
+            &mut machine,
+            &mut script,
+            PATIENCE,
+            BufWriter::new(file),
+            |line| step.detail(line),
+        );
+        machine.kill();
+        let figures: Vec<_> = lines
+            .iter()
+            .filter_map(|line| Figure::parse(line))
+            .collect();
+        if ending != Ending::Status(0) || figures.is_empty() {
+            step.done("FAILED");
+            for line in lines.iter().rev().take(LAST_WORDS).rev() {
+                eprintln!("  {line}");
+            }
+            anyhow::bail!(
+                "the machine did not get to its end ({ending:?})\n  try: cargo xtask run --on {kind} --append '{}'",
+                self.command_line
+            );
+        }
+        step.done(&format!("{} operations", figures.len()));
+        Ok(figures)
+    }
 }
 
 #[cfg(test)]
@@ -179,27 +284,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_read_from_the_guests_lines() {
-        for line in [
-            "bench cpuid: 170 (168 to 410)",
-            "[bench] bench cpuid: 170 (168 to 410)",
-            "[pcbench] bench cpuid: 170 (168 to 410)",
-        ] {
-            assert_eq!(
-                figure(line),
-                Some(Figure {
-                    name: "cpuid",
-                    median: 170,
-                    range: "168 to 410"
-                })
-            );
-        }
-        for other in [
-            "[hello] bench cpuid: 170 (1 to 2)",
-            "[bench] bench cpuid",
-            "[bench] bench cpuid: many (1 to 2)",
-        ] {
-            assert_eq!(figure(other), None, "{other}");
-        }
+    fn the_loaded_size_is_that_of_the_segments() {
+        // This program is an ELF file as well, and says so itself.
+        let file = fs::read("/proc/self/exe").unwrap();
+        assert!(loaded_bytes(&file).unwrap() > 100_000);
+        assert!(loaded_bytes(b"no ELF file").is_err());
     }
 }

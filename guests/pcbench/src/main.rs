@@ -30,6 +30,10 @@ const TIMER: u8 = 0x43;
 
 /// Ticks in which the second vCPU comes to rest.
 const REST: u64 = 100_000;
+/// Ticks until an interrupt for which a vCPU waits without halting: longer than it takes to ask for it.
+const AHEAD: u64 = 20_000;
+/// The power management timer, which the control guest serves.
+const PM_TIMER: u16 = 0x608;
 /// COM1's line status and scratch registers.
 const LINE_STATUS: u16 = 0x3fd;
 const SCRATCH: u16 = 0x3ff;
@@ -55,16 +59,24 @@ fn main() -> u32 {
         "x2apic_write",
         &around!("mov ecx, 0x808", "xor eax, eax", "xor edx, edx", "wrmsr"),
     );
-    report("self_ipi", &|| {
-        let before = TAKEN.load(Ordering::Relaxed);
-        interrupts::enable();
-        let ticks = timed(|| {
-            apic::interrupt_self(SELF);
-            while TAKEN.load(Ordering::Relaxed) == before {}
-        });
-        interrupts::disable();
-        ticks
+    report("mov_from_cr8", &around!("mov rax, cr8"));
+    report("mov_to_cr8", &around!("xor eax, eax", "mov cr8, rax"));
+    report("self_ipi", &|| interrupted(|| apic::interrupt_self(SELF)));
+    // A moment that is over: the interrupt comes at once.
+    report("tscdeadline_immed", &|| {
+        interrupted(|| apic::set_deadline(now()))
     });
+    // How much later than it should a vCPU that runs has taken the timer's interrupt.
+    report("tscdeadline", &|| {
+        interrupted(|| apic::set_deadline(now() + AHEAD)).saturating_sub(AHEAD)
+    });
+    if has_tsc_adjust() {
+        report("rd_tsc_adjust_msr", &around!("mov ecx, 0x3b", "rdmsr"));
+        report(
+            "wr_tsc_adjust_msr",
+            &around!("mov ecx, 0x3b", "xor eax, eax", "xor edx, edx", "wrmsr"),
+        );
+    }
     report(
         "tscdeadline_write",
         &around!(
@@ -73,6 +85,10 @@ fn main() -> u32 {
             "mov edx, 0x7fffffff",
             "wrmsr"
         ),
+    );
+    report(
+        "inl_from_pmtimer",
+        &around!("mov dx, {port}", "in eax, dx"; port = const PM_TIMER),
     );
     report(
         "inb_served_by_control",
@@ -119,6 +135,24 @@ fn timed(operation: impl FnOnce()) -> u64 {
     let start = now();
     operation();
     now() - start
+}
+
+/// The ticks until the interrupt that this causes has been taken; the vCPU does not halt. Interrupts are off before and after.
+fn interrupted(cause: impl FnOnce()) -> u64 {
+    let before = TAKEN.load(Ordering::Relaxed);
+    interrupts::enable();
+    let ticks = timed(|| {
+        cause();
+        while TAKEN.load(Ordering::Relaxed) == before {}
+    });
+    interrupts::disable();
+    ticks
+}
+
+/// Whether there is TSC_ADJUST (SDM vol. 2, CPUID leaf 07H, EBX bit 1).
+fn has_tsc_adjust() -> bool {
+    core::arch::x86_64::__cpuid(0).eax >= 7
+        && core::arch::x86_64::__cpuid_count(7, 0).ebx & 1 << 1 != 0
 }
 
 /// Halts until the first vCPU has taken one interrupt more. Interrupts are off before and after.

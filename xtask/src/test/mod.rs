@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use clap::Args;
 
 use crate::Install;
+use crate::bench;
 use crate::compile::{self, Build};
 use crate::linux;
 use crate::machine::Kind;
@@ -159,15 +160,28 @@ impl Reporter<'_> {
     }
 }
 
-/// A scenario on a machine.
-struct Job {
-    kind: Kind,
-    scenario: &'static Scenario,
+/// What a worker does on a machine.
+#[derive(Clone, Copy)]
+enum Job {
+    /// A scenario.
+    Scenario(Kind, &'static Scenario),
+    /// The benchmark, compared with the baseline.
+    Bench,
 }
 
 impl Job {
     fn name(&self) -> String {
-        format!("{}/{}", self.kind, self.scenario.name)
+        match self {
+            Self::Scenario(kind, scenario) => format!("{kind}/{}", scenario.name),
+            Self::Bench => bench::test_prefix().trim_end_matches('/').to_owned(),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Scenario(kind, _) => *kind,
+            Self::Bench => bench::TESTED,
+        }
     }
 }
 
@@ -181,7 +195,8 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     host::test(&workspace, &options.filter, |results| {
         reporter.report(results)
     });
-    let jobs = jobs(scenarios::ALL, &options.on, &options.filter);
+    let figures = bench::test_names(&workspace);
+    let jobs = jobs(scenarios::ALL, &figures, &options.on, &options.filter);
     if !jobs.is_empty() {
         machines(&workspace, jobs, options, &reporter);
     }
@@ -200,21 +215,35 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// What is to be run: the scenarios on the machines that were asked for, as far as the filter can match there.
-fn jobs(all: &'static [Scenario], on: &[Kind], filter: &str) -> Vec<Job> {
+/// What is to be run: the benchmark, whose tests' names are in `figures` as far as they are known, and the scenarios, on the
+/// machines that were asked for and as far as the filter can match there.
+fn jobs(all: &'static [Scenario], figures: &[String], on: &[Kind], filter: &str) -> Vec<Job> {
     let kinds = if on.is_empty() { &MACHINES[..] } else { on };
+    let prefix = bench::test_prefix();
+    let measures = kinds.contains(&bench::TESTED)
+        && (prefix.contains(filter)
+            || filter.starts_with(&prefix)
+            || figures.iter().any(|name| name.contains(filter)));
     let pairs = all
         .iter()
-        .flat_map(|scenario| kinds.iter().map(move |&kind| Job { kind, scenario }));
-    pairs
-        .filter(|job| job.scenario.runs_on(job.kind) && job.scenario.may_match(&job.name(), filter))
+        .flat_map(|scenario| kinds.iter().map(move |&kind| (kind, scenario)))
+        .filter(|(kind, scenario)| {
+            scenario.runs_on(*kind)
+                && scenario.may_match(&format!("{kind}/{}", scenario.name), filter)
+        })
+        .map(|(kind, scenario)| Job::Scenario(kind, scenario));
+    // First, for it is long, and nothing should have to wait for it at the end.
+    measures
+        .then_some(Job::Bench)
+        .into_iter()
+        .chain(pairs)
         .collect()
 }
 
 /// Runs the machine tests.
 fn machines(workspace: &Workspace, jobs: Vec<Job>, options: &Options, reporter: &Reporter<'_>) {
     let permission = options.install.permission();
-    let mut kinds: Vec<Kind> = jobs.iter().map(|job| job.kind).collect();
+    let mut kinds: Vec<Kind> = jobs.iter().map(Job::kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
     let mut tools: Vec<(Kind, Tools)> = Vec::new();
@@ -247,7 +276,10 @@ fn machines(workspace: &Workspace, jobs: Vec<Job>, options: &Options, reporter: 
 
 /// The machines with Linux that scenarios name.
 fn linuxes(jobs: &[Job]) -> Vec<linux::Kind> {
-    let names = |job: &Job| job.scenario.guests.unwrap_or_default();
+    let names = |job: &Job| match job {
+        Job::Scenario(_, scenario) => scenario.guests.unwrap_or_default(),
+        Job::Bench => &[],
+    };
     let is_named = |kind: &linux::Kind| jobs.iter().any(|job| names(job).contains(&kind.name()));
     linux::Kind::ALL.into_iter().filter(is_named).collect()
 }
@@ -267,10 +299,16 @@ fn worker(
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .next();
         let Some(job) = next else { break };
-        let Some((_, tools)) = tools.iter().find(|(kind, _)| *kind == job.kind) else {
+        let Some((_, tools)) = tools.iter().find(|(kind, _)| *kind == job.kind()) else {
             continue;
         };
-        match drive::run(workspace, build, linux, tools, job.kind, job.scenario) {
+        let results = match job {
+            Job::Scenario(kind, scenario) => {
+                drive::run(workspace, build, linux, tools, kind, scenario)
+            }
+            Job::Bench => bench::test(workspace, build, tools),
+        };
+        match results {
             Ok(results) => reporter.report(results),
             Err(error) => reporter.trouble(&format!("{}/start", job.name()), &error),
         }
@@ -313,25 +351,34 @@ mod tests {
             guests: Some(&["hello", "linux-debian"]),
             ..scenarios::DEFAULT
         };
-        let job = |scenario| Job {
-            kind: Kind::QemuSvm,
-            scenario,
-        };
-        assert!(linuxes(&[job(&NONE)]).is_empty());
+        let job = |scenario| Job::Scenario(Kind::QemuSvm, scenario);
+        assert!(linuxes(&[Job::Bench, job(&NONE)]).is_empty());
         assert_eq!(linuxes(&[job(&NONE), job(&NAMED)]), [linux::Kind::Debian]);
     }
 
     #[test]
     fn jobs_follow_machines_and_filter() {
         let names = |on: &[Kind], filter: &str| {
-            jobs(scenarios::ALL, on, filter)
-                .iter()
-                .map(Job::name)
-                .collect::<Vec<_>>()
+            jobs(
+                scenarios::ALL,
+                &["bench/qemu-svm/cpuid".to_owned()],
+                on,
+                filter,
+            )
+            .iter()
+            .map(Job::name)
+            .collect::<Vec<_>>()
         };
         assert!(names(&[], "").contains(&"bochs-vmx/boot".to_owned()));
         assert_eq!(names(&[Kind::QemuSvm], "/boot/"), ["qemu-svm/boot"]);
         assert_eq!(names(&[], "bochs-vmx/boot/"), ["bochs-vmx/boot"]);
         assert!(names(&[], "host/").is_empty());
+        let bench = "bench/qemu-svm";
+        assert!(names(&[], "").contains(&bench.to_owned()));
+        assert_eq!(names(&[], "bench/"), [bench]);
+        assert_eq!(names(&[], "qemu-svm/cpuid"), [bench]);
+        // A figure that the baseline does not have yet.
+        assert_eq!(names(&[], "bench/qemu-svm/new"), [bench]);
+        assert!(names(&[Kind::BochsVmx], "bench/").is_empty());
     }
 }
