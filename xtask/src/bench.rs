@@ -101,6 +101,11 @@ pub struct Options {
 /// `cargo xtask bench`.
 pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     if options.what == What::LinuxBoot {
+        anyhow::ensure!(
+            !options.check && !options.save && options.json.is_none() && options.svg.is_none(),
+            "linux-boot has no baseline, for its figures depend on the host's time, and is printed only\n  \
+             try: cargo xtask bench linux-boot"
+        );
         return linux_boot::main(options);
     }
     let workspace = Workspace::load()?;
@@ -141,6 +146,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         None => true,
         Some(baseline) => {
             let compared = baseline.compare(&figures);
+            baseline::tell_gains(&mut out, &compared, &baseline_path).context("cannot print")?;
             baseline::tell(&mut out, &compared, &baseline_path).context("cannot print")?
         }
     };
@@ -175,14 +181,18 @@ pub fn test(
     build: &Build,
     tools: &Tools,
 ) -> anyhow::Result<Vec<TestResult>> {
-    let baseline = Baseline::read(&Baseline::path(&workspace.root, TESTED))?;
+    let path = Baseline::path(&workspace.root, TESTED);
+    let baseline = Baseline::read(&path)?;
     let figures = measure(TESTED, workspace, build, tools)?;
+    let compared = baseline.compare(&figures);
+    // A gain fails nothing; a terminal that cannot show it is no failure either.
+    let _ = baseline::tell_gains(&mut std::io::stderr().lock(), &compared, &path);
     let prefix = test_prefix();
     let result = |compared: &baseline::Compared| TestResult {
         name: format!("{prefix}{}", compared.name),
         failure: compared.failure(),
     };
-    Ok(baseline.compare(&figures).iter().map(result).collect())
+    Ok(compared.iter().map(result).collect())
 }
 
 /// All figures of a machine, one emulator after the other.

@@ -14,8 +14,9 @@ use crate::machine::Kind;
 
 /// A figure may differ from the baseline by so many %.
 const TOLERANCE: u64 = 5;
-/// Measured and told, but not compared: these depend on more than the code.
-const NOT_COMPARED: [&str; 0] = [];
+/// Measured and told, but not compared. Writing CR4 was seen at 1,447 and at 15,323 ticks on QEMU with the same kernel: when the guest
+/// was built with its operations in another order.
+const NOT_COMPARED: [&str; 1] = ["mov_to_cr4"];
 
 /// Medians by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -155,10 +156,9 @@ fn change(was: u64, is: u64) -> String {
     }
 }
 
-/// Tells what differs, what is worse first; whether all is as it should be.
+/// Tells what is worse; whether all is as it should be.
 pub fn tell(out: &mut impl Write, compared: &[Compared], path: &Path) -> io::Result<bool> {
     let failures: Vec<_> = lines(compared, Compared::failure);
-    let gains: Vec<_> = lines(compared, Compared::gain);
     let path = path.display();
     if !failures.is_empty() {
         writeln!(out, "worse than {path}, or not in both:")?;
@@ -166,13 +166,6 @@ pub fn tell(out: &mut impl Write, compared: &[Compared], path: &Path) -> io::Res
             writeln!(out, "  {name:<26} {why}")?;
         }
         writeln!(out, "  if it has to be: cargo xtask bench --save")?;
-    }
-    if !gains.is_empty() {
-        writeln!(out, "better than {path}:")?;
-        for (name, gain) in &gains {
-            writeln!(out, "  {name:<26} {gain}")?;
-        }
-        writeln!(out, "  to keep it so: cargo xtask bench --save")?;
     }
     if failures.is_empty() {
         writeln!(
@@ -182,6 +175,19 @@ pub fn tell(out: &mut impl Write, compared: &[Compared], path: &Path) -> io::Res
         )?;
     }
     Ok(failures.is_empty())
+}
+
+/// Tells what costs less, which the baseline should say; nothing where nothing does.
+pub fn tell_gains(out: &mut impl Write, compared: &[Compared], path: &Path) -> io::Result<()> {
+    let gains: Vec<_> = lines(compared, Compared::gain);
+    if gains.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "better than {}:", path.display())?;
+    for (name, gain) in &gains {
+        writeln!(out, "  {name:<26} {gain}")?;
+    }
+    writeln!(out, "  to keep it so: cargo xtask bench --save")
 }
 
 fn lines(compared: &[Compared], what: impl Fn(&Compared) -> Option<String>) -> Vec<(&str, String)> {
@@ -269,13 +275,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_compared_is_neither_missing_nor_new() {
+        assert_eq!(compared(&[], &[("mov_to_cr4", 1)]), []);
+        assert_eq!(baseline(&[("mov_to_cr4", 1)]), Baseline::default());
+    }
+
+    #[test]
     fn a_gain_is_told_with_a_hint() {
         let all = compared(&[("a", 120), ("b", 100)], &[("a", 90), ("b", 96)]);
         let mut out = Vec::new();
-        assert!(tell(&mut out, &all, Path::new("x.json")).unwrap());
+        tell_gains(&mut out, &all, Path::new("x.json")).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("90, was 120: -25 %"), "{text}");
         assert!(text.contains("--save") && !text.contains("  b "), "{text}");
+        let mut out = Vec::new();
+        tell_gains(&mut out, &all[1..], Path::new("x.json")).unwrap();
+        assert!(out.is_empty());
+        assert!(tell(&mut out, &all, Path::new("x.json")).unwrap());
     }
 
     #[test]
