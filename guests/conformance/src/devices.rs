@@ -1200,10 +1200,13 @@ fn reads_one(served: &Served) -> Outcome {
 }
 
 fn mmio_code_rewritten() -> Outcome {
-    const PAGE: u64 = 0x5000;
-    let served = reader(PAGE, |child| child.write(PAGE, &READS_FOUR))?;
-    served.child.write(PAGE, &READS_ONE)?;
-    reads_one(&served)
+    // At the start of a page, near its end, at its end, across it.
+    for place in [0x5000, 0x5ff9, 0x5ffe, 0x5fff] {
+        let served = reader(place, |child| child.write(place, &READS_FOUR))?;
+        served.child.write(place, &READS_ONE)?;
+        reads_one(&served)?;
+    }
+    Ok(())
 }
 
 /// The guest's page table leads to another page with another instruction.

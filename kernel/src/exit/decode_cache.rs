@@ -5,7 +5,7 @@
 //! since. So a walk and a decoding would find the same, and the cache can never be seen but in instructions that are saved.
 
 use super::access;
-use crate::decode::Instruction;
+use crate::decode::{Instruction, MAX_LENGTH};
 use crate::mem::walk::Trail;
 use crate::mem::{Gpa, Window};
 use crate::object::Context;
@@ -13,10 +13,10 @@ use crate::virt::{Vcpu as _, Vendor};
 
 /// Pairs of instructions that are remembered. A power of two.
 const PAIRS: usize = 4;
-/// Bytes of code that are compared, at most.
-const CODE: usize = 16;
+/// Bytes that are compared at once.
+const WORD: usize = size_of::<u64>();
 /// Words that are compared, at most.
-const SEEN: usize = Trail::MOST + CODE / size_of::<u64>();
+const SEEN: usize = Trail::MOST + MAX_LENGTH.div_ceil(WORD);
 
 /// The instructions that a vCPU's exits were about.
 #[derive(Debug, Default)]
@@ -24,17 +24,40 @@ pub struct DecodeCache([[Option<Entry>; 2]; PAIRS]);
 
 /// Eight bytes of guest memory, and what some of them were.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+pub(super) struct Seen {
     window: Window,
     mask: u64,
     value: u64,
 }
 
 impl Seen {
+    /// Up to eight bytes of code in one page, at `gpa`.
+    pub(super) fn code<V: Vendor>(vcpu: &Context<V>, gpa: Gpa, bytes: &[u8]) -> Option<Self> {
+        let left = access::to_page_end(gpa.get());
+        if bytes.len() > left {
+            return None;
+        }
+        let mut word = [0; WORD];
+        word.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        // At the end of a page its last eight bytes are looked at.
+        let before = WORD.saturating_sub(left);
+        let shift = 8 * before as u32;
+        let mask = u64::MAX.checked_shr(64 - 8 * bytes.len() as u32)?;
+        Some(Self {
+            window: window(vcpu, Gpa::new(gpa.get() - before as u64))?,
+            mask: mask << shift,
+            value: u64::from_le_bytes(word) << shift,
+        })
+    }
+
     #[inline(always)]
-    fn is_as_it_was(&self) -> bool {
+    pub(super) fn is_as_it_was(&self) -> bool {
         self.window.load() & self.mask == self.value
     }
+}
+
+fn window<V: Vendor>(vcpu: &Context<V>, gpa: Gpa) -> Option<Window> {
+    vcpu.domain.with_space(|space| space.window(gpa))?
 }
 
 #[derive(Debug)]
@@ -87,7 +110,7 @@ pub(super) fn find<V: Vendor>(vcpu: &Context<V>) -> Option<&Instruction> {
 }
 
 /// Remembers the instruction at RIP, which was found by a walk in 64-bit mode that began when nested tables were at `epoch`, and whose
-/// bytes were these. Not one at the end of a page.
+/// bytes were these. Not one across the end of a page.
 pub(super) fn remember<V: Vendor>(
     vcpu: &mut Context<V>,
     epoch: u64,
@@ -114,30 +137,25 @@ fn entry<V: Vendor>(
     bytes: &[u8],
     instruction: &Instruction,
 ) -> Option<Entry> {
-    if access::to_page_end(place.rip) < CODE {
+    let code = bytes.get(..usize::from(instruction.length))?;
+    if code.len() > access::to_page_end(place.rip) {
         return None;
     }
     let trail = access::trail(vcpu, place.rip)?;
     let mut seen = heapless::Vec::new();
-    let mut see = |gpa, mask, value| {
-        let window = vcpu.domain.with_space(|space| space.window(gpa))??;
-        seen.push(Seen {
+    for &(gpa, value) in trail.words() {
+        let window = window(vcpu, gpa)?;
+        let mask = u64::MAX;
+        let word = Seen {
             window,
             mask,
             value,
-        })
-        .ok()
-    };
-    for &(gpa, value) in trail.words() {
-        see(gpa, u64::MAX, value)?;
+        };
+        seen.push(word).ok()?;
     }
-    let code = bytes.get(..usize::from(instruction.length))?;
-    for (index, part) in (0..).zip(code.chunks(size_of::<u64>())) {
-        let mut word = [0; size_of::<u64>()];
-        word.get_mut(..part.len())?.copy_from_slice(part);
-        let gpa = Gpa::new(trail.gpa().get() + index * size_of::<u64>() as u64);
-        let mask = u64::MAX >> (64 - 8 * part.len());
-        see(gpa, mask, u64::from_le_bytes(word))?;
+    for (at, part) in (0..).step_by(WORD).zip(code.chunks(WORD)) {
+        let gpa = Gpa::new(trail.gpa().get() + at);
+        seen.push(Seen::code(vcpu, gpa, part)?).ok()?;
     }
     Some(Entry {
         place,

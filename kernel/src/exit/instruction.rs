@@ -1,9 +1,9 @@
 //! The instruction that exited: its bytes, its length, and the way past it.
 
+use super::Next;
 use super::access::{self, CodeSize, Fault};
-use super::{Next, decode_cache};
+use super::decode_cache::{self, Seen};
 use crate::decode::{self, DecodeError, MAX_LENGTH, Mode};
-use crate::mem::Window;
 use crate::mem::walk::Intent;
 use crate::object::{Context, Ending};
 use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
@@ -25,10 +25,7 @@ pub struct LengthCache([[Option<Entry>; 2]; PAIRS]);
 struct Entry {
     rip: u64,
     cr3: u64,
-    window: Window,
-    /// The bits of `window` that are the instruction's.
-    mask: u64,
-    bytes: u64,
+    code: Seen,
     length: u8,
 }
 
@@ -43,9 +40,7 @@ impl LengthCache {
         let [first, second] = self.0.get(Self::pair(rip))?;
         let length = |entry: &Option<Entry>| {
             let entry = entry.as_ref()?;
-            let same = entry.rip == rip
-                && entry.cr3 == cr3
-                && entry.window.load() & entry.mask == entry.bytes;
+            let same = entry.rip == rip && entry.cr3 == cr3 && entry.code.is_as_it_was();
             same.then_some(entry.length)
         };
         length(first).or_else(|| length(second))
@@ -189,31 +184,22 @@ fn fetch<V: Vendor>(vcpu: &Context<V>) -> Result<Fetched, Fault> {
     Ok(fetched)
 }
 
-/// Puts a length into the cache, if the instruction and the seven bytes behind its first lie in one page.
+/// Puts a length into the cache, if the instruction has eight bytes at most and lies in one page.
 fn remember<V: Vendor>(vcpu: &mut Context<V>, fetched: &Fetched, length: u8) {
-    const WINDOW: usize = size_of::<u64>();
-    if usize::from(length) > WINDOW || access::to_page_end(fetched.linear) < WINDOW {
+    let bytes = fetched.as_slice().get(..usize::from(length));
+    let Some(bytes) = bytes.filter(|bytes| bytes.len() <= size_of::<u64>()) else {
         return;
-    }
+    };
     let Ok(gpa) = access::translate(vcpu, fetched.linear, Intent::Fetch) else {
         return;
     };
-    let window = vcpu.domain.with_space(|space| space.window(gpa)).flatten();
-    let Some(window) = window else {
-        return;
-    };
-    let mask = u64::MAX >> (64 - 8 * u32::from(length));
-    let mut bytes = [0; WINDOW];
-    for (to, from) in bytes.iter_mut().zip(fetched.as_slice()) {
-        *to = *from;
+    if let Some(code) = Seen::code(vcpu, gpa, bytes) {
+        let (rip, cr3) = (vcpu.hw.rip(), vcpu.hw.cr3());
+        vcpu.lengths.put(Entry {
+            rip,
+            cr3,
+            code,
+            length,
+        });
     }
-    let entry = Entry {
-        rip: vcpu.hw.rip(),
-        cr3: vcpu.hw.cr3(),
-        window,
-        mask,
-        bytes: u64::from_le_bytes(bytes) & mask,
-        length,
-    };
-    vcpu.lengths.put(entry);
 }
