@@ -266,6 +266,7 @@ const LINUX_SHELL: &[Step<'static>] = &[
     Step::Keys("\x1d"),
     Step::Expect("linux ended: powered off"),
     Step::Type("list"),
+    Step::Type("info linux"),
     Step::Type("shutdown 0"),
 ];
 
@@ -392,7 +393,12 @@ pub static ALL: &[Scenario] = &[
                     "linux ended: powered off",
                 ],
             ),
-            never("no-panic", "panic"),
+            matches(
+                "info-counts-what-came-by-the-serial-port",
+                r"console +[1-9]\S* \w*B written",
+            ),
+            never("no-panic", "panic at"),
+            never("no-panic-of-linux", "Kernel panic"),
         ],
         ..DEFAULT
     },

@@ -106,13 +106,14 @@ pub async fn machines(control: &Control) -> Result {
 
 /// `info`.
 pub async fn info(control: &Control, pattern: &str) -> Result {
-    let (domain, machine, kept, cause) = if control.is_own(pattern) {
-        (control.own, None, 0, None)
+    let (domain, machine, [written, kept], cause) = if control.is_own(pattern) {
+        (control.own, None, [0; 2], None)
     } else {
         let number = control.find_one(pattern)?;
         let known = control.with(number, |guest| {
-            let kept = guest.console.end() - guest.console.start();
-            (guest.domain, guest.machine.clone(), kept, guest.cause())
+            let end = guest.console.end();
+            let console = [end, end - guest.console.start()];
+            (guest.domain, guest.machine.clone(), console, guest.cause())
         });
         known.ok_or("it is gone")?
     };
@@ -179,7 +180,8 @@ pub async fn info(control: &Control, pattern: &str) -> Result {
         "console",
         alloc::format!(
             "{} written, the last {} kept",
-            format::size(info.console_end),
+            // By hypercalls, also before this control guest was there; or by a serial port as well.
+            format::size(info.console_end.max(written)),
             format::size(kept)
         ),
     ));
