@@ -83,30 +83,8 @@ const PARTS: [&[Test]; 23] = [
     rounds::TESTS,
 ];
 
-const COUNT: usize = {
-    let (mut count, mut part) = (0, 0);
-    while part < PARTS.len() {
-        count += PARTS[part].len();
-        part += 1;
-    }
-    count
-};
-
 /// All tests.
-static TESTS: [Test; COUNT] = {
-    let mut all = [PARTS[0][0]; COUNT];
-    let (mut count, mut part) = (0, 0);
-    while part < PARTS.len() {
-        let mut index = 0;
-        while index < PARTS[part].len() {
-            all[count] = PARTS[part][index];
-            count += 1;
-            index += 1;
-        }
-        part += 1;
-    }
-    all
-};
+static TESTS: [Test; suite::count(&PARTS)] = suite::joined(&PARTS);
 
 /// Exit status of a suite that was not given what it needs.
 const STATUS_NOTHING_GIVEN: u64 = 103;

@@ -21,7 +21,7 @@ use plinth_rt::object::{Any, Memory, Vcpu, bytes_of};
 use plinth_rt::{
     Gprs, Outcome, Snippet, Trap, Why, check, check_eq, gdt, hypercall, println, trap,
 };
-use plinth_testkit::child::{Temporary, config};
+use plinth_testkit::child::{Temporary, bytes, config};
 use plinth_testkit::kit::{Must, Owned, patiently, until};
 
 /// Bytes of an attacker's memory.
@@ -304,11 +304,7 @@ impl Attacker {
 
     /// Copies instructions into its memory.
     pub fn copy(&self, gpa: u64, code: &Snippet) -> Outcome {
-        // SAFETY: assembled code in the suite's own image, which nothing changes.
-        let bytes = unsafe {
-            core::slice::from_raw_parts(code.start() as *const u8, code.length() as usize)
-        };
-        self.write(gpa, bytes)
+        self.write(gpa, bytes(code))
     }
 
     /// A word of its memory.
@@ -375,6 +371,14 @@ impl Attacker {
             println!("{line}");
         }
         Ok(())
+    }
+
+    /// Gives it a handle, whose number is the first word of its order, and lets it go on to its end, which must be content.
+    pub fn succeeds_with(&self, any: Any, rights: u32) -> Outcome {
+        let handle = self.give(any, rights)?;
+        self.order(0, handle)?;
+        self.start()?;
+        self.succeeds()
     }
 
     /// Ends it from outside; it must have lived till then.

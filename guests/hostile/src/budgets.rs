@@ -52,10 +52,7 @@ fn until_refused<const N: usize>(
 /// Lets an attacker do its worst with a handle to its own domain that has all rights.
 fn greedy(plan: Plan) -> Outcome {
     let attacker = Attacker::new(&plan)?;
-    let own = attacker.give(attacker.domain.any(), rights::DOMAIN)?;
-    attacker.order(0, own)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(attacker.domain.any(), rights::DOMAIN)
 }
 
 fn own() -> Domain {
@@ -344,10 +341,7 @@ fn domains() -> Outcome {
             Ok(())
         })
     })?;
-    let system = attacker.give(system().any(), rights::CREATE)?;
-    attacker.order(0, system)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(system().any(), rights::CREATE)
 }
 
 /// An attacker that ends and leaves domains of its own: whoever may open them finds them, and destroys them.
@@ -366,10 +360,7 @@ fn domains_of_domains() -> Outcome {
             Ok(())
         })
     })?;
-    let handle = attacker.give(system().any(), rights::CREATE)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()?;
+    attacker.succeeds_with(system().any(), rights::CREATE)?;
     let numbers = [
         attacker.told(0)?,
         attacker.told(1)?,
@@ -418,10 +409,7 @@ fn configurations_without_measure() -> Outcome {
             Ok(())
         })
     })?;
-    let system = attacker.give(system().any(), rights::CREATE)?;
-    attacker.order(0, system)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(system().any(), rights::CREATE)
 }
 
 /// Without anybody who watches it is lost; it costs the kernel no more than what it keeps.
@@ -494,8 +482,5 @@ fn signals() -> Outcome {
         check!(status == Status::TIMED_OUT, "another: {status:?}");
         Ok(())
     }))?;
-    let handle = attacker.give(event()?.any(), rights::SIGNAL | rights::BIND)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(event()?.any(), rights::SIGNAL | rights::BIND)
 }

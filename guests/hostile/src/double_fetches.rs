@@ -96,10 +96,7 @@ fn weight_of_a_schedule() -> Outcome {
         FREE,
         [16, 5000 | 400 << 32],
     )?;
-    let vcpu = attacker.give(attacker.vcpu(0).any(), rights::CONTROL | rights::READ)?;
-    attacker.order(0, vcpu)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(attacker.vcpu(0).any(), rights::CONTROL | rights::READ)
 }
 
 fn budget_of_a_new_domain() -> Outcome {
@@ -132,10 +129,7 @@ fn budget_of_a_new_domain() -> Outcome {
         FREE + core::mem::offset_of!(DomainConfig, frames) as u64,
         [FRAMES, 1 << 40],
     )?;
-    let system = attacker.give(system().any(), rights::CREATE)?;
-    attacker.order(0, system)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(system().any(), rights::CREATE)
 }
 
 /// The handle of the Memory object becomes one of an event, and back.
@@ -212,10 +206,7 @@ fn mode_of_a_vcpus_state() -> Outcome {
         [good.cr0, good.cr0 & !1],
     )?;
     let victim = Child::new(&ChildPlan::new(count()))?;
-    let vcpu = attacker.give(victim.vcpu(0).any(), rights::CONTROL | rights::READ)?;
-    attacker.order(0, vcpu)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(victim.vcpu(0).any(), rights::CONTROL | rights::READ)
 }
 
 /// XSTATE_BV with a component that there is not, and without. Afterwards the victim runs with what it got: the host's XRSTOR would have
@@ -243,10 +234,7 @@ fn header_of_a_vector_state() -> Outcome {
         [3, 1 << 62 | 3],
     )?;
     let victim = Child::new(&ChildPlan::new(count()))?;
-    let vcpu = attacker.give(victim.vcpu(0).any(), rights::CONTROL | rights::READ)?;
-    attacker.order(0, vcpu)?;
-    attacker.start()?;
-    attacker.succeeds()?;
+    attacker.succeeds_with(victim.vcpu(0).any(), rights::CONTROL | rights::READ)?;
     victim.start()?;
     victim.until_change(DATA)
 }

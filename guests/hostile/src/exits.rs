@@ -565,10 +565,7 @@ fn halts_with_an_interrupt_each() -> Outcome {
         check_eq!(out.r13, TIMES, "interrupts");
         Ok(())
     }))?;
-    let vcpu = attacker.give(attacker.vcpu(0).any(), plinth_rt::abi::rights::CONTROL)?;
-    attacker.order(0, vcpu)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(attacker.vcpu(0).any(), plinth_rt::abi::rights::CONTROL)
 }
 
 /// With interrupts off, and with interrupts on and nobody who could send one.

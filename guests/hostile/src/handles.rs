@@ -69,10 +69,7 @@ fn every_use_of_each_place() -> Outcome {
         }
         answers(Call::HANDLE_INFO, [own], Status::OK)
     }))?;
-    let handle = attacker.give(event()?.any(), rights::SIGNAL)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(event()?.any(), rights::SIGNAL)
 }
 
 fn numbers_above_32_bits() -> Outcome {
@@ -85,10 +82,7 @@ fn numbers_above_32_bits() -> Outcome {
         nobody(own | u64::MAX << 32)?;
         answers(Call::EVENT_SIGNAL, [own], Status::OK)
     }))?;
-    let handle = attacker.give(event()?.any(), rights::SIGNAL)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(event()?.any(), rights::SIGNAL)
 }
 
 /// What they name is a matter of whose table it is.
@@ -129,10 +123,7 @@ fn one_that_was_closed() -> Outcome {
         }
         Ok(())
     }))?;
-    let handle = attacker.give(event()?.any(), rights::SIGNAL | rights::BIND)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(event()?.any(), rights::SIGNAL | rights::BIND)
 }
 
 /// Each use of a place has another number, and those before it stay nobody's.
@@ -153,10 +144,7 @@ fn one_that_was_closed_again_and_again() -> Outcome {
         }
         Ok(())
     }))?;
-    let handle = attacker.give(event()?.any(), rights::SIGNAL)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(event()?.any(), rights::SIGNAL)
 }
 
 fn of_a_domain_that_is_destroyed() -> Outcome {
@@ -220,10 +208,7 @@ fn every_call_with_the_wrong_type() -> Outcome {
         )?;
         answers(Call::HANDLE_GRANT, [event, event, 0], Status::WRONG_TYPE)
     }))?;
-    let handle = attacker.give(event()?.any(), rights::EVENT)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(event()?.any(), rights::EVENT)
 }
 
 /// Each right that there is, and each number that is none.
@@ -247,10 +232,7 @@ fn rights_by_duplicating() -> Outcome {
             Status::NO_RIGHT,
         )
     }))?;
-    let handle = attacker.give(attacker.domain.any(), rights::READ | rights::MEMORY)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(attacker.domain.any(), rights::READ | rights::MEMORY)
 }
 
 fn rights_by_granting_to_oneself() -> Outcome {
@@ -432,10 +414,7 @@ fn system_to_be_read_only() -> Outcome {
         }
         answers(Call::SYSTEM_INFO, [system, FREE], Status::OK)
     }))?;
-    let handle = attacker.give(system().any(), rights::READ)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(system().any(), rights::READ)
 }
 
 /// With the right to device memory: RAM is none, nor are the kernel's own devices, nor what wraps.
@@ -476,8 +455,5 @@ fn physical_memory_of_the_machine() -> Outcome {
         }
         Ok(())
     }))?;
-    let handle = attacker.give(system().any(), rights::PHYSICAL)?;
-    attacker.order(0, handle)?;
-    attacker.start()?;
-    attacker.succeeds()
+    attacker.succeeds_with(system().any(), rights::PHYSICAL)
 }

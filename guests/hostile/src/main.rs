@@ -71,30 +71,8 @@ const CLASSES: [&[Test]; 14] = [
     budgets::CASES,
 ];
 
-const COUNT: usize = {
-    let (mut count, mut class) = (0, 0);
-    while class < CLASSES.len() {
-        count += CLASSES[class].len();
-        class += 1;
-    }
-    count
-};
-
 /// All cases.
-static CASES: [Test; COUNT] = {
-    let mut all = [CLASSES[0][0]; COUNT];
-    let (mut count, mut class) = (0, 0);
-    while class < CLASSES.len() {
-        let mut index = 0;
-        while index < CLASSES[class].len() {
-            all[count] = CLASSES[class][index];
-            count += 1;
-            index += 1;
-        }
-        class += 1;
-    }
-    all
-};
+static CASES: [Test; suite::count(&CLASSES)] = suite::joined(&CLASSES);
 
 /// Exit status of a suite that was not given what it needs.
 const STATUS_NOTHING_GIVEN: u64 = 103;

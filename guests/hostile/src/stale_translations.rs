@@ -5,6 +5,7 @@ use plinth_rt::abi::Reason;
 use plinth_rt::abi::call::access;
 use plinth_rt::abi::device::kind;
 use plinth_rt::abi::domain::fault;
+use plinth_rt::object::Memory;
 use plinth_rt::{Gprs, Outcome, Snippet, Why, check, check_eq, object, snippet};
 use plinth_testkit::kit::{MS, Must, event, memory, sleep};
 
@@ -78,18 +79,20 @@ fn executes() -> Outcome {
     run_on_place(&snippet!("2: call rdi", "jmp 2b"))
 }
 
+/// Maps a page at its place, starts it, and waits until it has used the page often.
+fn uses(attacker: &Attacker, page: Memory) -> Outcome {
+    attacker.domain.map(PLACE, page, 0, 4096, ALL).must("map")?;
+    attacker.start()?;
+    attacker.until_told(0, 100)
+}
+
 fn unmapped_while_read() -> Outcome {
     for _ in 0..3 {
         let page = memory(4096)?;
         let own = Mapped::new(0, *page, 4096)?;
         own.set_word(0, 7);
         let attacker = on_place(reads)?;
-        attacker
-            .domain
-            .map(PLACE, *page, 0, 4096, ALL)
-            .must("map")?;
-        attacker.start()?;
-        attacker.until_told(0, 100)?;
+        uses(&attacker, *page)?;
         attacker.domain.unmap(PLACE, 4096).must("unmap")?;
         own.set_word(0, SECRET);
         faults(&attacker, 0)?;
@@ -103,12 +106,7 @@ fn unmapped_while_written() -> Outcome {
         let page = memory(4096)?;
         let own = Mapped::new(0, *page, 4096)?;
         let attacker = on_place(writes)?;
-        attacker
-            .domain
-            .map(PLACE, *page, 0, 4096, ALL)
-            .must("map")?;
-        attacker.start()?;
-        attacker.until_told(0, 100)?;
+        uses(&attacker, *page)?;
         attacker.domain.unmap(PLACE, 4096).must("unmap")?;
         let last = own.word(0);
         faults(&attacker, fault::WRITE)?;
@@ -125,12 +123,7 @@ fn unmapped_while_executed() -> Outcome {
     let own = Mapped::new(0, *page, 4096)?;
     own.write(0, &FUNCTION);
     let attacker = on_place(executes)?;
-    attacker
-        .domain
-        .map(PLACE, *page, 0, 4096, ALL)
-        .must("map")?;
-    attacker.start()?;
-    attacker.until_told(0, 100)?;
+    uses(&attacker, *page)?;
     attacker.domain.unmap(PLACE, 4096).must("unmap")?;
     // INT3: whoever still fetches from there finds no gate.
     own.write(0, &[0xcc; 64]);
@@ -150,12 +143,7 @@ fn unmapped_while_two_vcpus_read() -> Outcome {
             "inc qword ptr [rdi + 16]",
             "jmp 2b"
         ))?;
-        attacker
-            .domain
-            .map(PLACE, *page, 0, 4096, ALL)
-            .must("map")?;
-        attacker.start()?;
-        attacker.until_told(0, 100)?;
+        uses(&attacker, *page)?;
         attacker.until_told(2, 100)?;
         attacker.domain.unmap(PLACE, 4096).must("unmap")?;
         own.set_word(0, SECRET);
@@ -171,12 +159,7 @@ fn made_read_only_while_written() -> Outcome {
         let page = memory(4096)?;
         let own = Mapped::new(0, *page, 4096)?;
         let attacker = on_place(writes)?;
-        attacker
-            .domain
-            .map(PLACE, *page, 0, 4096, ALL)
-            .must("map")?;
-        attacker.start()?;
-        attacker.until_told(0, 100)?;
+        uses(&attacker, *page)?;
         attacker
             .domain
             .protect(PLACE, 4096, access::READ)
@@ -192,12 +175,7 @@ fn made_data_while_executed() -> Outcome {
     let page = memory(4096)?;
     Mapped::new(0, *page, 4096)?.write(0, &FUNCTION);
     let attacker = on_place(executes)?;
-    attacker
-        .domain
-        .map(PLACE, *page, 0, 4096, ALL)
-        .must("map")?;
-    attacker.start()?;
-    attacker.until_told(0, 100)?;
+    uses(&attacker, *page)?;
     attacker
         .domain
         .protect(PLACE, 4096, access::READ | access::WRITE)
@@ -239,12 +217,7 @@ fn given_to_another_while_read() -> Outcome {
     for _ in 0..3 {
         let page = memory(4096)?;
         let attacker = on_place(reads)?;
-        attacker
-            .domain
-            .map(PLACE, *page, 0, 4096, ALL)
-            .must("map")?;
-        attacker.start()?;
-        attacker.until_told(0, 100)?;
+        uses(&attacker, *page)?;
         attacker.domain.unmap(PLACE, 4096).must("unmap")?;
         drop(page);
         let others = memory(16 * 4096)?;
@@ -290,12 +263,7 @@ fn claimed_after_it_was_unmapped() -> Outcome {
     let page = memory(4096)?;
     Mapped::new(1, *page, 4096)?.set_word(0, 7);
     let attacker = on_place(reads)?;
-    attacker
-        .domain
-        .map(PLACE, *page, 0, 4096, ALL)
-        .must("map")?;
-    attacker.start()?;
-    attacker.until_told(0, 100)?;
+    uses(&attacker, *page)?;
     // Between both calls nothing is there: it must not look.
     attacker.domain.pause().must("pause")?;
     attacker.domain.unmap(PLACE, 4096).must("unmap")?;
@@ -348,12 +316,7 @@ fn shared_with_one_who_keeps_it() -> Outcome {
     own.set_word(0, 7);
     let (loses, keeps) = (on_place(reads)?, on_place(reads)?);
     for attacker in [&loses, &keeps] {
-        attacker
-            .domain
-            .map(PLACE, *page, 0, 4096, ALL)
-            .must("map")?;
-        attacker.start()?;
-        attacker.until_told(0, 100)?;
+        uses(attacker, *page)?;
     }
     loses.domain.unmap(PLACE, 4096).must("unmap")?;
     own.set_word(0, 8);

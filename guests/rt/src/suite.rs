@@ -22,6 +22,32 @@ macro_rules! suite {
     };
 }
 
+/// How many tests the parts of a suite have.
+pub const fn count(parts: &[&[Test]]) -> usize {
+    let (mut count, mut part) = (0, 0);
+    while part < parts.len() {
+        count += parts[part].len();
+        part += 1;
+    }
+    count
+}
+
+/// The tests of all parts, one after the other; `N` is their [`count`].
+pub const fn joined<const N: usize>(parts: &[&[Test]]) -> [Test; N] {
+    let mut all = [parts[0][0]; N];
+    let (mut count, mut part) = (0, 0);
+    while part < parts.len() {
+        let mut index = 0;
+        while index < parts[part].len() {
+            all[count] = parts[part][index];
+            count += 1;
+            index += 1;
+        }
+        part += 1;
+    }
+    all
+}
+
 /// What came of running a snippet that must fault: the exception must be `vector` with `error`, and RIP that of the first
 /// instruction.
 pub fn faulted(

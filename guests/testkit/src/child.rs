@@ -64,7 +64,7 @@ const GDT: usize = 0xf00;
 const VECTORS: usize = 16;
 
 /// The instructions of a snippet as bytes.
-pub(crate) fn bytes(code: &Snippet) -> &'static [u8] {
+pub fn bytes(code: &Snippet) -> &'static [u8] {
     // SAFETY: a snippet is assembled code in the suite's own image, which nothing changes.
     unsafe { core::slice::from_raw_parts(code.start() as *const u8, code.length() as usize) }
 }
