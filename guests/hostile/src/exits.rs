@@ -3,7 +3,7 @@
 
 use plinth_rt::abi::{ABI_VERSION, Call, Reason, Status};
 use plinth_rt::paging::{self, flag};
-use plinth_rt::quirks::left_out_for_tcg;
+use plinth_rt::quirks::{is_tcg, left_out_for_tcg};
 use plinth_rt::trap::{self, Gate, vector};
 use plinth_rt::{Gprs, Outcome, Snippet, Why, check, check_eq, cpu, hypercall, snippet};
 use plinth_testkit::kit::{MS, sleep};
@@ -488,19 +488,30 @@ fn single_steps() -> Outcome {
 }
 
 /// A write to a watched word each time: a trap behind the instruction.
+///
+/// QEMU's VMRUN loads DR7 but arms nothing of what it enables, so that a vCPU that leaves its CPU for another one's turn loses its
+/// watchpoints. There one of a few rounds must get through without that.
 fn watchpoints() -> Outcome {
     inside(|| {
-        cpu::set_dr0(FREE)?;
-        // DR0: writes of eight bytes, local.
-        cpu::set_dr7(0x400 | 1 | 0b1001 << 16)?;
-        let out = storm_of(
-            vector::DB,
-            &snippet!("inc r13", "iretq"),
-            &snippet!("2: mov [rdi], r12", "dec r12", "jnz 2b"),
-            crate::attacker::at(FREE),
-        );
-        cpu::set_dr7(0x400)?;
-        check_eq!(out?.r13, TIMES, "exceptions");
+        let rounds = if is_tcg() { 20 } else { 1 };
+        let mut exceptions = 0;
+        for _ in 0..rounds {
+            cpu::set_dr0(FREE)?;
+            // DR0: writes of eight bytes, local.
+            cpu::set_dr7(0x400 | 1 | 0b1001 << 16)?;
+            let out = storm_of(
+                vector::DB,
+                &snippet!("inc r13", "iretq"),
+                &snippet!("2: mov [rdi], r12", "dec r12", "jnz 2b"),
+                crate::attacker::at(FREE),
+            );
+            cpu::set_dr7(0x400)?;
+            exceptions = out?.r13;
+            if exceptions == TIMES {
+                break;
+            }
+        }
+        check_eq!(exceptions, TIMES, "exceptions");
         Ok(())
     })
 }
