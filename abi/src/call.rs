@@ -147,6 +147,8 @@ calls! {
     /// `(H domain, address, data)` Sends a message-signalled interrupt into the domain: what a device would write, and where (SDM vol.
     /// 3 11.11).
     DEVICE_MSI = 0x54;
+    /// `(H domain, index of the vCPU, value, deadline)` As `DEVICE_COMPLETE`, and then as `WAIT` with this deadline.
+    DEVICE_COMPLETE_AND_WAIT = 0x55;
 
     // Physical.
 

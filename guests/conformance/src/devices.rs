@@ -9,7 +9,7 @@ use plinth_rt::abi::{
     Call, Claim, DomainConfig, DomainState, Handle, Reason, Slot, Status, VcpuRun, rights,
 };
 use plinth_rt::object::{Any, Event, Memory, bytes_of};
-use plinth_rt::{Outcome, Snippet, Why, check, check_eq, object, snippet};
+use plinth_rt::{Outcome, Snippet, Why, check, check_eq, hypercall, object, snippet};
 use zerocopy::FromBytes;
 
 use crate::child::{
@@ -34,6 +34,9 @@ tests!("device":
     release_lets_go_on,
     complete_without_access,
     complete_bad_vcpu,
+    complete_and_wait,
+    complete_and_wait_waits,
+    complete_and_wait_fails_at_once,
     nobody_reads_all_ones,
     out_each_size,
     in_each_size,
@@ -141,7 +144,7 @@ impl Served {
 
     /// Waits for the next access, which must be of vCPU 0.
     fn access(&self) -> Result<Slot, Why> {
-        let deadline = plinth_rt::hypercall::clock() + 10_000 * crate::kit::MS;
+        let deadline = hypercall::clock() + 10_000 * crate::kit::MS;
         check!(
             object::wait(deadline).must("wait")? == Some(KEY),
             "no access"
@@ -621,6 +624,64 @@ fn complete_bad_vcpu() -> Outcome {
             Status::BAD_ARGUMENT,
         )?;
     }
+    Ok(())
+}
+
+/// It completes, and gives the next event as WAIT does.
+fn complete_and_wait() -> Outcome {
+    let served = Served::ports(snippet!(
+        "mov edx, 0x5a0",
+        "in eax, dx",
+        "mov [0x2000], rax",
+        "in eax, dx",
+        "mov [0x2008], rax",
+        "mov qword ptr [0x2010], 1",
+        "2: jmp 2b"
+    ))?;
+    served.sees(&port_in(0, 4))?;
+    let deadline = hypercall::clock() + 10_000 * crate::kit::MS;
+    let next = served.child.domain.complete_and_wait(0, 0x12, deadline);
+    check!(next == Ok(Some(KEY)), "the next access: {next:?}");
+    check_eq!(served.child.word(DATA)?, 0x12, "the first answer");
+    served.complete(0x34)?;
+    served.child.until_word(DATA + 16, 1)?;
+    check_eq!(served.child.word(DATA + 8)?, 0x34, "the second answer");
+    Ok(())
+}
+
+/// Without an event it waits to the deadline, which 0 is at once.
+fn complete_and_wait_waits() -> Outcome {
+    for wait in [0, 20 * crate::kit::MS] {
+        let served = Served::ports(read_port())?;
+        served.sees(&port_in(0, 4))?;
+        let start = hypercall::clock();
+        let deadline = if wait == 0 { 0 } else { start + wait };
+        let domain = &served.child.domain;
+        let result = domain.complete_and_wait(0, 0x12, deadline);
+        check!(result == Ok(None), "in time: {result:?}");
+        check!(hypercall::clock() >= start + wait, "it did not wait");
+        served.child.until_word(DATA + 8, 1)?;
+        check_eq!(served.child.word(DATA)?, 0x12, "RAX");
+    }
+    Ok(())
+}
+
+/// What cannot be completed is not waited for, and no event is taken.
+fn complete_and_wait_fails_at_once() -> Outcome {
+    let served = Served::ports(read_port())?;
+    served.sees(&port_in(0, 4))?;
+    served.complete(0)?;
+    served.child.until_word(DATA + 8, 1)?;
+    served.event.signal().must("signal")?;
+    let domain = &served.child.domain;
+    let result = domain.complete_and_wait(0, 1, u64::MAX);
+    check!(
+        result == Err(Status::WRONG_STATE),
+        "nobody waits: {result:?}"
+    );
+    let result = domain.complete_and_wait(1, 1, u64::MAX);
+    check!(result == Err(Status::NOT_FOUND), "no such vCPU: {result:?}");
+    check!(served.asks()?, "the event is gone");
     Ok(())
 }
 

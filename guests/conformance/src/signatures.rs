@@ -226,6 +226,7 @@ signatures! {
     DEVICE_COMPLETE: [domain(rights::DEVICE)];
     DEVICE_LINE: [domain(rights::DEVICE)];
     DEVICE_MSI: [domain(rights::DEVICE)];
+    DEVICE_COMPLETE_AND_WAIT: [domain(rights::DEVICE)];
     IRQ_BIND: [irq(rights::CONTROL), event(rights::SIGNAL).second()];
     IRQ_ACK: [irq(rights::CONTROL)];
     PORTS_ENABLE: [ports(rights::CONTROL), domain(rights::CONTROL).second()];

@@ -164,6 +164,7 @@ states! {
     DEVICE_COMPLETE(good): [good.domain(), 0, 0], [STATE; 5];
     DEVICE_LINE(good): [good.domain(), 4, 1], [STATE; 5];
     DEVICE_MSI(good): [good.domain(), 0xfee0_0000, 0x40], [STATE; 5];
+    DEVICE_COMPLETE_AND_WAIT(good): [good.domain(), 0, 0, 0], [STATE; 5];
     HANDLE_GRANT(good): [good.event(), good.domain(), rights::SIGNAL.into()], [OK, OK, OK, STATE, STATE];
 }
 

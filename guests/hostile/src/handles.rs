@@ -380,6 +380,7 @@ fn domain_without_each_right() -> Outcome {
         answers(Call::DEVICE_COMPLETE, [device, 0, 0], no)?;
         answers(Call::DEVICE_LINE, [device, 1, 1], no)?;
         answers(Call::DEVICE_MSI, [device, 0xfee0_0000, 0x40], no)?;
+        answers(Call::DEVICE_COMPLETE_AND_WAIT, [device, 0, 0, 0], no)?;
         answers(Call::MEMORY_CREATE, [charge, 4096], no)?;
         answers(Call::EVENT_CREATE, [charge], no)?;
         answers(Call::HANDLE_GRANT, [read, charge, 0], no)?;

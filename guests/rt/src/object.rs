@@ -381,6 +381,14 @@ impl Domain {
     pub fn complete(self, vcpu: u32, value: u64) -> Result<()> {
         checked(Call::DEVICE_COMPLETE, [self.raw(), vcpu.into(), value]).map(drop)
     }
+
+    /// As [`Self::complete`], and then as [`wait`]. An error may be of either; what is there to be waited for is there as before then.
+    pub fn complete_and_wait(self, vcpu: u32, value: u64, deadline_ns: u64) -> Result<Option<u64>> {
+        came(checked(
+            Call::DEVICE_COMPLETE_AND_WAIT,
+            [self.raw(), vcpu.into(), value, deadline_ns],
+        ))
+    }
 }
 
 /// Makes a call in steps: `step` gets what is done so far.
@@ -516,7 +524,12 @@ impl Ports {
 /// Waits until an event that is bound to this vCPU is pending, or the clock reaches `deadline_ns`; the event's key, or `None`
 /// when the time has come.
 pub fn wait(deadline_ns: u64) -> Result<Option<u64>> {
-    match checked(Call::WAIT, [deadline_ns]) {
+    came(checked(Call::WAIT, [deadline_ns]))
+}
+
+/// What waiting has led to.
+fn came(result: Result<u64>) -> Result<Option<u64>> {
+    match result {
         Ok(key) => Ok(Some(key)),
         Err(Status::TIMED_OUT) => Ok(None),
         Err(why) => Err(why),

@@ -6,6 +6,7 @@ use plinth_abi::{Claim as Wanted, Slot, Status, rights};
 
 use super::Done;
 use super::caller::{Caller, living, number};
+use super::core::wait_until;
 use crate::arch::irq;
 use crate::intc::Message;
 use crate::log;
@@ -77,6 +78,13 @@ pub(super) fn complete<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done
     let vcpu = domain.vcpu(index).ok_or(Status::NOT_FOUND)?;
     vcpu.complete(value)?;
     Ok(Done::Value(0))
+}
+
+/// Completes an access, and waits for the next event.
+pub(super) fn complete_and_wait<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
+    complete(caller)?;
+    let [_, _, _, deadline, ..] = caller.arguments();
+    Ok(wait_until(deadline))
 }
 
 /// A line of the domain's I/O APIC, or of its 8259A pair's output, changes.

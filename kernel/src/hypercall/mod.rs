@@ -66,7 +66,7 @@ pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> Next {
 /// Every call but the null call and YIELD, outside the run loop's code.
 #[inline(never)]
 fn other<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, number: Call) -> Next {
-    if number != Call::WAIT {
+    if !matches!(number, Call::WAIT | Call::DEVICE_COMPLETE_AND_WAIT) {
         vcpu.domain.kernel.sched.stays(run.cpu);
     }
     let mut caller = Caller::new(vcpu, run);
@@ -133,6 +133,7 @@ fn dispatch<V: Vendor>(caller: &mut Caller<'_, '_, V>, number: Call) -> Result<D
         Call::DEVICE_CLAIM => device::claim(caller),
         Call::DEVICE_RELEASE => device::release(caller),
         Call::DEVICE_COMPLETE => device::complete(caller),
+        Call::DEVICE_COMPLETE_AND_WAIT => device::complete_and_wait(caller),
         Call::DEVICE_LINE => device::line(caller),
         Call::DEVICE_MSI => device::message(caller),
         Call::IRQ_BIND => device::bind_irq(caller),

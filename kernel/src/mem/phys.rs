@@ -161,6 +161,25 @@ pub unsafe fn store_shared(hpa: Hpa, source: &[u8]) -> bool {
     true
 }
 
+/// Writes one aligned 64-bit word after another to memory that others may be reading or changing (a guest's), the last one so that
+/// who sees it sees everything written before it; `false` where it is beyond the map or not aligned.
+///
+/// # Safety
+/// The memory is ordinary RAM to which no Rust reference exists.
+#[inline]
+pub unsafe fn store_words<const N: usize>(hpa: Hpa, words: &[u64; N]) -> bool {
+    let Some(to) = checked_pointer(hpa, N * 8).filter(|to| to.addr().is_multiple_of(8)) else {
+        return false;
+    };
+    let mut at = to.cast::<u64>();
+    for word in words {
+        // SAFETY: eight mapped bytes, aligned; only atomic accesses are made to them, as the caller promises.
+        unsafe { AtomicU64::from_ptr(at) }.store(*word, Ordering::Release);
+        at = at.wrapping_add(1);
+    }
+    true
+}
+
 /// Replaces the aligned 64-bit word at `hpa` if it is `old`, atomically; `None` where it is beyond the map or not aligned,
 /// else the value that was there.
 ///

@@ -389,9 +389,11 @@ impl<V: Vendor> Context<V> {
             return;
         };
         apic.expire(&vcpu.requests, now);
-        let _ = apic.receive(&vcpu.requests);
-        if vcpu.requests.take_init() {
-            self.init(vcpu);
+        if vcpu.requests.has_signals() {
+            let _ = apic.receive(&vcpu.requests);
+            if vcpu.requests.take_init() {
+                self.init(vcpu);
+            }
         }
     }
 
@@ -597,6 +599,10 @@ impl<V: Vendor> Context<V> {
             match next {
                 Next::Resume => {}
                 Next::Yield => return Stop::Yielded,
+                // Whoever answers sooner than this CPU is left has it chosen again.
+                Next::Wait if matches!(self.waiting, Waiting::Device) => {
+                    return Stop::Blocked(u64::MAX);
+                }
                 Next::Wait => {
                     if let Some(stop) = self.go_on(run) {
                         return stop;

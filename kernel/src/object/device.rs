@@ -1,15 +1,17 @@
 //! Claims: who serves the ports and the device memory of a domain.
 
+use core::array;
 use core::mem::offset_of;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use plinth_abi::device::{DATA, kind};
+use plinth_abi::domain::MAX_VCPUS;
 use plinth_abi::{Slot, Status};
-use zerocopy::IntoBytes;
+use zerocopy::transmute;
 
-use super::{Event, Memory, Vcpu};
-use crate::mem::{Charge, Ref};
+use super::{Event, Memory, MemoryPage, Vcpu};
+use crate::mem::{Charge, PAGE_SIZE, Ref};
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
 
@@ -55,7 +57,8 @@ pub struct Claim<V: Vendor> {
     /// The number of the domain that made it.
     pub claimer: u32,
     tag: u64,
-    memory: Ref<Memory>,
+    /// Where the slots are, page by page.
+    slots: [Option<MemoryPage>; SLOT_PAGES],
     event: Ref<Event<V>>,
     _charge: Charge,
 }
@@ -76,6 +79,20 @@ pub struct Access {
     /// Elements of a string access.
     pub data: Option<[u8; DATA]>,
 }
+
+/// Slots in a page.
+const SLOTS_A_PAGE: usize = PAGE_SIZE as usize / size_of::<Slot>();
+/// Pages for the slots of all vCPUs that a domain can have.
+const SLOT_PAGES: usize = (MAX_VCPUS as usize).div_ceil(SLOTS_A_PAGE);
+/// 64-bit words of a string access's data.
+const DATA_WORDS: usize = DATA / size_of::<u64>();
+/// What `Claim::tell` writes as words.
+const _: () = assert!(
+    offset_of!(Slot, sequence) == 0
+        && offset_of!(Slot, kind) == offset_of!(Slot, size) + 4
+        && offset_of!(Slot, count) == offset_of!(Slot, write) + 4
+        && offset_of!(Slot, data) == 6 * size_of::<u64>()
+);
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -99,7 +116,7 @@ impl<V: Vendor> Claim<V> {
             range,
             claimer,
             tag,
-            memory,
+            slots: array::from_fn(|index| memory.page(index as u64 * PAGE_SIZE)),
             event,
             _charge: charge,
         }
@@ -122,28 +139,24 @@ impl<V: Vendor> Claim<V> {
             device.answer = None;
             device.sequence
         };
-        let slot = Slot {
-            sequence,
-            tag: self.tag,
-            address: access.address,
-            value: access.value,
-            size: access.size.into(),
-            kind: self.kind.number(),
-            write: access.write.into(),
-            count: access.count,
-            data: access.data.unwrap_or([0; DATA]),
-            reserved: [0; 2],
-        };
-        let at = Self::slot(vcpu);
-        // Most accesses have no data. The first element reads 0 then; behind that they leave alone what is there.
-        let end = match access.data {
-            Some(_) => size_of::<Slot>(),
-            None => offset_of!(Slot, data) + size_of::<u64>(),
-        };
-        let (first, rest) = slot.as_bytes()[..end].split_at(size_of::<u64>());
+        let (page, at) = self.slot(vcpu).ok_or(Status::BAD_ADDRESS)?;
+        let head = [
+            self.tag,
+            access.address,
+            access.value,
+            pair(access.size.into(), self.kind.number()),
+            pair(access.write.into(), access.count),
+        ];
+        page.store(at + offset_of!(Slot, tag), &head)?;
+        match access.data {
+            Some(data) => {
+                page.store::<DATA_WORDS>(at + offset_of!(Slot, data), &transmute!(data))?;
+            }
+            // The first element reads 0; the rest may be what it is.
+            None => page.store(at + offset_of!(Slot, data), &[0])?,
+        }
         // The sequence last: who sees it sees the rest.
-        self.memory.write(at + first.len() as u64, rest)?;
-        self.memory.write(at, first)?;
+        page.store(at + offset_of!(Slot, sequence), &[sequence])?;
         let detail = match self.kind {
             ClaimKind::Ports | ClaimKind::Acknowledge => access.address,
             ClaimKind::Mmio => access.address >> 12,
@@ -157,13 +170,22 @@ impl<V: Vendor> Claim<V> {
     /// The data that the claimer left in the vCPU's slot, read once.
     pub fn data(&self, vcpu: &Vcpu<V>) -> [u8; DATA] {
         let mut data = [0xff; DATA];
-        let at = Self::slot(vcpu) + offset_of!(Slot, data) as u64;
         // Where it cannot be read it reads as nobody's port does.
-        let _ = self.memory.read(at, &mut data);
+        if let Some((page, at)) = self.slot(vcpu) {
+            let _ = page.load(at + offset_of!(Slot, data), &mut data);
+        }
         data
     }
 
-    fn slot(vcpu: &Vcpu<V>) -> u64 {
-        u64::from(vcpu.index) * size_of::<Slot>() as u64
+    /// The page that has a vCPU's slot, and where in it.
+    fn slot(&self, vcpu: &Vcpu<V>) -> Option<(&MemoryPage, usize)> {
+        let index = vcpu.index as usize;
+        let page = self.slots.get(index / SLOTS_A_PAGE)?.as_ref()?;
+        Some((page, index % SLOTS_A_PAGE * size_of::<Slot>()))
     }
+}
+
+/// Two neighbours of 32 bits as the word that they are in memory.
+const fn pair(first: u32, second: u32) -> u64 {
+    first as u64 | (second as u64) << 32
 }

@@ -86,7 +86,9 @@ impl<V: Vendor> Claims<V> {
     fn find(&mut self, kind: ClaimKind, address: u64) -> Option<&Claim<V>> {
         let is_it = |claim: &Claim<V>| claim.kind == kind && claim.range.contains(&address);
         let at = self.list.iter().position(is_it)?;
-        self.list.swap(0, at);
+        if at != 0 {
+            self.list.swap(0, at);
+        }
         self.list.first()
     }
 }

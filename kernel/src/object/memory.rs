@@ -184,34 +184,70 @@ impl Memory {
 }
 
 impl Memory {
-    /// Where `len` bytes from `offset` on lie, in one piece.
-    fn run_of(&self, offset: u64, len: usize) -> Result<Hpa, Status> {
-        self.run_at(offset)
-            .filter(|run| run.bytes >= len as u64)
-            .map(|run| run.hpa)
-            .ok_or(Status::BAD_ADDRESS)
-    }
-
     /// Copies `bytes` to `offset`, within one page.
     ///
     /// # Errors
     /// `BAD_ADDRESS` where there are no such frames.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Status> {
-        let start = self.run_of(offset, bytes.len())?;
+        let run = self
+            .run_at(offset)
+            .filter(|run| run.bytes >= bytes.len() as u64)
+            .ok_or(Status::BAD_ADDRESS)?;
         // SAFETY: to the content of a Memory object no reference is ever made, and its frames are its own.
-        let written = unsafe { phys::store_shared(start, bytes) };
+        let written = unsafe { phys::store_shared(run.hpa, bytes) };
         written.then_some(()).ok_or(Status::BAD_ADDRESS)
     }
+}
 
-    /// Copies from `offset`, within one page.
+/// A page of a Memory object, at hand for as long as this is.
+pub struct MemoryPage {
+    start: Hpa,
+    /// Keeps the frame.
+    _memory: Ref<Memory>,
+}
+
+impl Ref<Memory> {
+    /// The page at `offset`, a multiple of [`PAGE_SIZE`]; `None` where there are no frames.
+    pub fn page(&self, offset: u64) -> Option<MemoryPage> {
+        let run = self.run_at(offset).filter(|run| run.bytes >= PAGE_SIZE)?;
+        Some(MemoryPage {
+            start: run.hpa,
+            _memory: self.clone(),
+        })
+    }
+}
+
+impl MemoryPage {
+    /// Writes words from `offset` on, a multiple of eight. Who sees one sees what was written before it.
     ///
     /// # Errors
-    /// As [`Memory::write`].
-    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Status> {
-        let start = self.run_of(offset, out.len())?;
-        // SAFETY: as in `write`.
-        let read = unsafe { phys::load_shared(start, out) };
-        read.then_some(()).ok_or(Status::BAD_ADDRESS)
+    /// `BAD_ADDRESS` where they do not lie in the page, or it is no memory that the kernel can reach.
+    #[inline]
+    pub fn store<const N: usize>(&self, offset: usize, words: &[u64; N]) -> Result<(), Status> {
+        let at = self.place(offset, size_of_val(words))?;
+        // SAFETY: as in `Memory::write`.
+        let stored = unsafe { phys::store_words(at, words) };
+        stored.then_some(()).ok_or(Status::BAD_ADDRESS)
+    }
+
+    /// Copies from `offset` on.
+    ///
+    /// # Errors
+    /// As [`MemoryPage::store`].
+    pub fn load(&self, offset: usize, out: &mut [u8]) -> Result<(), Status> {
+        let at = self.place(offset, out.len())?;
+        // SAFETY: as in `Memory::write`.
+        let loaded = unsafe { phys::load_shared(at, out) };
+        loaded.then_some(()).ok_or(Status::BAD_ADDRESS)
+    }
+
+    /// Where so many bytes from `offset` on lie.
+    fn place(&self, offset: usize, length: usize) -> Result<Hpa, Status> {
+        offset
+            .checked_add(length)
+            .filter(|&end| end as u64 <= PAGE_SIZE)
+            .and_then(|_| self.start.checked_add(offset as u64))
+            .ok_or(Status::BAD_ADDRESS)
     }
 }
 

@@ -26,7 +26,7 @@ pub use domain::{Domain, Life};
 pub use ending::Ending;
 pub use event::{Event, EventQueue, take_pending};
 pub use handles::HandleTable;
-pub use memory::{LARGEST, Memory, Run as MemoryRun};
+pub use memory::{LARGEST, Memory, MemoryPage, Run as MemoryRun};
 pub use pc::{Line, Pc};
 pub use registry::{Entry, Kernel, Object};
 pub use space::{Removed, Space, SpaceError};

@@ -267,11 +267,12 @@ impl<V: Vendor> Kernel<V> {
             let (domain, vcpu) = (vcpu.domain.number, vcpu.index);
             trace::record_at(state.cpu.id, now, kind, domain, vcpu, 0);
         };
+        // The moment is accounted for with this, whatever it does next.
         let ran = entity.change(Activity::Held, now);
         entity.charge(ran, units);
         vcpu.must_leave.store(false, Ordering::SeqCst);
         if entity.finished {
-            entity.change(Activity::Over, now);
+            entity.activity = Activity::Over;
             drop(entity);
             vcpu.domain.vcpu_left(vcpu.index, rip);
             return;
@@ -287,7 +288,7 @@ impl<V: Vendor> Kernel<V> {
             Stop::Blocked(_) | Stop::Halted if entity.woken => {}
             Stop::Halted => {
                 note(Kind::BLOCK);
-                entity.change(Activity::Blocked, now);
+                entity.activity = Activity::Blocked;
                 entity.halted = true;
                 vcpu.domain.halted.fetch_add(1, Ordering::AcqRel);
                 drop(entity);
@@ -296,7 +297,7 @@ impl<V: Vendor> Kernel<V> {
             }
             Stop::Blocked(deadline) => {
                 note(Kind::BLOCK);
-                entity.change(Activity::Blocked, now);
+                entity.activity = Activity::Blocked;
                 if deadline != u64::MAX {
                     state.queue.lock().timers.add(deadline, vcpu.clone());
                 }
@@ -314,7 +315,7 @@ impl<V: Vendor> Kernel<V> {
         }
         if let Some(until) = entity.capped_until(now, units) {
             note(Kind::CAPPED);
-            entity.change(Activity::Capped, now);
+            entity.activity = Activity::Capped;
             state.queue.lock().timers.add(until, vcpu.clone());
             return;
         }

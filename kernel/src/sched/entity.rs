@@ -168,12 +168,16 @@ impl Entity {
     /// It has been blocked for so many ticks, on a CPU that others with this sum of weights want, too: what it could have run
     /// meanwhile is its credit, up to one turn.
     pub fn earn(&mut self, ticks: u64, others: u64, units: &Units) {
-        let share = (ticks as u128 * self.weight() as u128
-            / others.saturating_add(self.weight()).max(1) as u128) as u64;
-        self.credit = self
-            .credit
-            .saturating_add_unsigned(share)
-            .min(self.turn(units));
+        let most = self.turn(units);
+        if self.credit >= most {
+            self.credit = most;
+            return;
+        }
+        const _: () = assert!(Schedule::MAX_WEIGHT <= 1 << 15);
+        // Nobody has been blocked for so long that it would matter.
+        let product = ticks.min(1 << 48) * self.weight();
+        let share = product / others.saturating_add(self.weight()).max(1);
+        self.credit = self.credit.saturating_add_unsigned(share).min(most);
     }
 
     /// Another turn; whether it may run then.

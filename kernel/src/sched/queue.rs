@@ -33,6 +33,8 @@ pub enum Position {
 /// A CPU's queue. Adding and taking the next one take constant time.
 #[derive(Debug)]
 pub struct Queue<T> {
+    /// The first of the woken, if nobody was woken before: most often there is one at a time.
+    first: Option<Place<T>>,
     boosted: VecDeque<Place<T>>,
     ready: VecDeque<Place<T>>,
     /// Who waits for a time.
@@ -45,6 +47,7 @@ impl<T: Waiter + PartialEq> Queue<T> {
     /// Nobody.
     pub const fn new() -> Self {
         Self {
+            first: None,
             boosted: VecDeque::new(),
             ready: VecDeque::new(),
             timers: Timers::new(),
@@ -66,9 +69,11 @@ impl<T: Waiter + PartialEq> Queue<T> {
     }
 
     /// Adds one. There is room: [`Queue::reserve`] made it.
+    #[inline]
     pub fn add(&mut self, place: Place<T>, position: Position) {
         self.weight += place.weight;
         match position {
+            Position::Boosted if !self.has_boosted() => self.first = Some(place),
             Position::Boosted => self.boosted.push_back(place),
             Position::Front => self.ready.push_front(place),
             Position::Back => self.ready.push_back(place),
@@ -78,8 +83,9 @@ impl<T: Waiter + PartialEq> Queue<T> {
     /// Takes the next one.
     pub fn next(&mut self) -> Option<Place<T>> {
         let place = self
-            .boosted
-            .pop_front()
+            .first
+            .take()
+            .or_else(|| self.boosted.pop_front())
             .or_else(|| self.ready.pop_front())?;
         self.weight -= place.weight;
         Some(place)
@@ -90,10 +96,10 @@ impl<T: Waiter + PartialEq> Queue<T> {
         let at = self.ready.iter().rposition(|place| !place.pinned);
         let place = match at {
             Some(at) => self.ready.remove(at),
-            None => {
+            None => self.first.take_if(|place| !place.pinned).or_else(|| {
                 let at = self.boosted.iter().position(|place| !place.pinned)?;
                 self.boosted.remove(at)
-            }
+            }),
         }?;
         self.weight -= place.weight;
         Some(place)
@@ -101,6 +107,9 @@ impl<T: Waiter + PartialEq> Queue<T> {
 
     /// Takes out a vCPU, wherever it is.
     pub fn remove(&mut self, vcpu: &T) {
+        if let Some(place) = self.first.take_if(|place| place.vcpu == *vcpu) {
+            self.weight -= place.weight;
+        }
         for list in [&mut self.boosted, &mut self.ready] {
             if let Some(at) = list.iter().position(|place| place.vcpu == *vcpu)
                 && let Some(place) = list.remove(at)
@@ -112,12 +121,12 @@ impl<T: Waiter + PartialEq> Queue<T> {
 
     /// Whether somebody has been woken and should run at once.
     pub fn has_boosted(&self) -> bool {
-        !self.boosted.is_empty()
+        self.first.is_some() || !self.boosted.is_empty()
     }
 
     /// Whether nobody is ready.
     pub fn is_empty(&self) -> bool {
-        self.boosted.is_empty() && self.ready.is_empty()
+        !self.has_boosted() && self.ready.is_empty()
     }
 
     /// The sum of the weights of those that are ready.

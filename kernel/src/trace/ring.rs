@@ -1,7 +1,8 @@
 //! The trace rings: one a CPU, of its last events.
 
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
 use plinth_abi::trace::{Kind, Record};
-use spin::Mutex;
 
 use crate::arch::{cpu, time};
 
@@ -10,25 +11,15 @@ const RECORDS: usize = 1024;
 /// CPUs that have a ring; what others do is not traced.
 const CPUS: usize = 64;
 
+/// Written by its own CPU, and by nothing that interrupts that; read by any.
 struct TraceRing {
-    records: [Record; RECORDS],
+    /// Each a TSC, and the other members in pairs.
+    records: [[AtomicU64; 3]; RECORDS],
     /// Records ever written.
-    end: u64,
+    end: AtomicU64,
 }
 
-/// Locked by its own CPU with interrupts off, and by whoever reads it.
-static RINGS: [Mutex<TraceRing>; CPUS] = [const {
-    Mutex::new(TraceRing {
-        records: [Record {
-            ns: 0,
-            kind: 0,
-            domain: 0,
-            vcpu: 0,
-            detail: 0,
-        }; RECORDS],
-        end: 0,
-    })
-}; CPUS];
+static RINGS: [TraceRing; CPUS] = [const { TraceRing::new() }; CPUS];
 
 /// Notes an event on the calling CPU.
 pub fn record(kind: Kind, domain: u32, vcpu: u32, detail: u32) {
@@ -38,41 +29,73 @@ pub fn record(kind: Kind, domain: u32, vcpu: u32, detail: u32) {
 /// Notes an event, where the number of the calling CPU and the TSC are at hand.
 #[inline]
 pub fn record_at(cpu: u32, tsc: u64, kind: Kind, domain: u32, vcpu: u32, detail: u32) {
-    let Some(ring) = RINGS.get(cpu as usize) else {
-        return;
-    };
-    let record = Record {
-        // As nanoseconds when somebody reads it.
-        ns: tsc,
-        kind: kind.0,
-        domain,
-        vcpu,
-        detail,
-    };
-    let mut ring = ring.lock();
-    let place = (ring.end % RECORDS as u64) as usize;
-    if let Some(slot) = ring.records.get_mut(place) {
-        *slot = record;
+    if let Some(ring) = RINGS.get(cpu as usize) {
+        ring.push([tsc, pair(kind.0, domain), pair(vcpu, detail)]);
     }
-    ring.end += 1;
 }
 
 /// Copies records of a CPU from number `from` on, or from the oldest there is: the number of the first copied, how many, and the number behind the
 /// last there is. `None`: the CPU has no ring.
 pub fn read(cpu: usize, from: u64, out: &mut [Record]) -> Option<(u64, usize, u64)> {
-    let ring = RINGS.get(cpu)?.lock();
-    let start = from.clamp(ring.end.saturating_sub(RECORDS as u64), ring.end);
-    let mut count = 0;
-    for (slot, number) in out.iter_mut().zip(start..ring.end) {
-        if let Some(record) = ring.records.get((number % RECORDS as u64) as usize) {
-            *slot = Record {
-                ns: time::ns_at_tsc(record.ns),
-                ..*record
-            };
-            count += 1;
+    Some(RINGS.get(cpu)?.read(from, out))
+}
+
+impl TraceRing {
+    const fn new() -> Self {
+        Self {
+            records: [const { [const { AtomicU64::new(0) }; 3] }; RECORDS],
+            end: AtomicU64::new(0),
         }
     }
-    Some((start, count, ring.end))
+
+    #[inline]
+    fn push(&self, words: [u64; 3]) {
+        let end = self.end.load(Ordering::Relaxed);
+        if let Some(record) = self.records.get((end % RECORDS as u64) as usize) {
+            for (to, word) in record.iter().zip(words) {
+                to.store(word, Ordering::Release);
+            }
+        }
+        self.end.store(end + 1, Ordering::Release);
+    }
+
+    /// The oldest record that is there for sure while `end` have been written: the next one may be half written, in place of the one before.
+    const fn oldest(end: u64) -> u64 {
+        (end + 1).saturating_sub(RECORDS as u64)
+    }
+
+    fn read(&self, from: u64, out: &mut [Record]) -> (u64, usize, u64) {
+        let end = self.end.load(Ordering::Acquire);
+        let start = from.clamp(Self::oldest(end), end);
+        let mut count = 0;
+        for (slot, number) in out.iter_mut().zip(start..end) {
+            if let Some(record) = self.records.get((number % RECORDS as u64) as usize) {
+                let [tsc, first, second] =
+                    record.each_ref().map(|word| word.load(Ordering::Acquire));
+                *slot = Record {
+                    // As nanoseconds when somebody reads it.
+                    ns: time::ns_at_tsc(tsc),
+                    kind: first as u32,
+                    domain: (first >> 32) as u32,
+                    vcpu: second as u32,
+                    detail: (second >> 32) as u32,
+                };
+                count += 1;
+            }
+        }
+        fence(Ordering::Acquire);
+        let end = self.end.load(Ordering::Relaxed);
+        let oldest = Self::oldest(end);
+        if start < oldest {
+            // Overtaken by its CPU meanwhile: whoever asks again gets what is there then.
+            return (oldest, 0, end);
+        }
+        (start, count, end)
+    }
+}
+
+const fn pair(first: u32, second: u32) -> u64 {
+    first as u64 | (second as u64) << 32
 }
 
 #[cfg(test)]
@@ -81,16 +104,28 @@ mod tests {
 
     #[test]
     fn the_ring_keeps_the_last() {
-        // On the host every thread is CPU 0, and this is the only test that reads its ring.
+        let ring = Box::new(TraceRing::new());
         for detail in 0..RECORDS as u32 + 10 {
-            record(Kind::RUN, 1, 2, detail);
+            ring.push([detail.into(), pair(Kind::RUN.0, 1), pair(2, detail)]);
         }
         let mut out = [Record::default(); 4];
-        let (start, count, end) = read(0, 0, &mut out).unwrap();
-        assert_eq!((count, end - start), (4, RECORDS as u64));
-        let (start, count, _) = read(0, end - 2, &mut out).unwrap();
+        let (start, count, end) = ring.read(0, &mut out);
+        assert_eq!((count, end - start), (4, RECORDS as u64 - 1));
+        assert_eq!(out[0].detail, 11, "the oldest that is not about to go");
+        let (start, count, _) = ring.read(end - 2, &mut out);
         assert_eq!((start, count), (end - 2, 2));
-        assert_eq!(out[1].detail, RECORDS as u32 + 9);
+        let Record {
+            kind,
+            domain,
+            vcpu,
+            detail,
+            ..
+        } = out[1];
+        assert_eq!(
+            (kind, domain, vcpu, detail),
+            (Kind::RUN.0, 1, 2, RECORDS as u32 + 9)
+        );
+        assert_eq!(ring.read(end + 5, &mut out), (end, 0, end));
         assert!(read(CPUS, 0, &mut out).is_none());
     }
 }

@@ -36,6 +36,28 @@ pub struct Pc {
     pub hole: Range<u64>,
 }
 
+/// The answer to an access, which the vCPU waits for.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    domain: Domain,
+    vcpu: u32,
+    value: u64,
+}
+
+impl Answer {
+    /// Gives it.
+    pub fn give(self) {
+        // A domain that has ended meanwhile waits for nothing.
+        let _ = self.domain.complete(self.vcpu, self.value);
+    }
+
+    /// Gives it, and waits for an event, as [`plinth_rt::object::wait`] does.
+    pub fn give_and_wait(self, deadline_ns: u64) -> Result<Option<u64>> {
+        self.domain
+            .complete_and_wait(self.vcpu, self.value, deadline_ns)
+    }
+}
+
 /// A domain's devices.
 pub struct Devices {
     domain: Domain,
@@ -148,9 +170,10 @@ impl Devices {
         Ok(())
     }
 
-    /// Completes the accesses that wait; whether the time of [`Self::next_event`] may be another one now.
-    pub fn serve(&mut self) -> bool {
-        let mut moved = false;
+    /// Serves the accesses that wait; whether the time of [`Self::next_event`] may be another one now, and the last answer, which is
+    /// left to the caller to give.
+    pub fn serve(&mut self) -> (bool, Option<Answer>) {
+        let (mut moved, mut last) = (false, None);
         for vcpu in 0..self.served.len() {
             let sequence = self.slots.sequence(vcpu as u32);
             if sequence.is_none() || sequence == self.served.get(vcpu).copied() {
@@ -161,14 +184,18 @@ impl Devices {
                 (self.slots.read(vcpu as u32), self.served.get_mut(vcpu))
             {
                 *served = slot.sequence;
-                moved |= self.serve_one(vcpu as u32, &slot);
+                let (is_timed, answer) = self.serve_one(vcpu as u32, &slot);
+                moved |= is_timed;
+                if let Some(before) = core::mem::replace(&mut last, answer) {
+                    before.give();
+                }
             }
         }
-        moved
+        (moved, last)
     }
 
-    /// Completes one access; whether a device follows the clock that it was to.
-    fn serve_one(&mut self, vcpu: u32, slot: &Slot) -> bool {
+    /// Serves one access; whether a device follows the clock that it was to, and the answer.
+    fn serve_one(&mut self, vcpu: u32, slot: &Slot) -> (bool, Option<Answer>) {
         // The serial port, at which most accesses are, follows no clock.
         let is_timed = slot.kind != kind::PORTS || !bus::is_com1(slot.address as u16);
         let now = if is_timed { hypercall::clock() } else { 0 };
@@ -211,11 +238,12 @@ impl Devices {
         // The lines first: who has lowered one must not find it high when it goes on.
         self.tell_lines();
         // Who has switched the machine off does not get to the next instruction: that may be a HLT, which would be another end.
-        if self.power.is_none() {
-            // A domain that has ended meanwhile waits for nothing.
-            let _ = self.domain.complete(vcpu, value);
-        }
-        is_timed
+        let answer = self.power.is_none().then_some(Answer {
+            domain: self.domain,
+            vcpu,
+            value,
+        });
+        (is_timed, answer)
     }
 
     fn read(&mut self, port: u16, size: u32, now: u64) -> u32 {

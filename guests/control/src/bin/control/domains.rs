@@ -15,7 +15,7 @@ use plinth_rt::abi::{DomainState, Status};
 use plinth_rt::object::Domain;
 
 use crate::control::Control;
-use crate::device::Devices;
+use crate::device::{Answer, Devices};
 use crate::guest::{Asked, Guest, vcpu_infos, with_vcpu};
 use crate::{heap, key, machine};
 
@@ -455,7 +455,7 @@ pub async fn watch(control: &Control) -> ! {
 
 /// A vCPU of the domain waits for a device. Called as soon as the event is taken, outside of any task: the vCPU is to wait no longer than
 /// it must.
-pub fn serve_device(control: &Control, number: u32) {
+pub fn serve_device(control: &Control, number: u32) -> Option<Answer> {
     let served = control
         .with(number, Guest::serve_devices)
         .unwrap_or_default();
@@ -465,6 +465,7 @@ pub fn serve_device(control: &Control, number: u32) {
         // Whoever reads the output is told soon; a device may be due at another time.
         control.timers.signal(());
     }
+    served.answer
 }
 
 /// Tells what time brings to the devices, for ever.

@@ -18,6 +18,8 @@ use embassy_time_driver::Driver;
 use embassy_time_queue_utils::Queue;
 use plinth_rt::{hypercall, object};
 
+use crate::device::Answer;
+
 /// Rounds between two looks at the clock, which costs a hypercall: so late may a timer be.
 const ROUNDS: u32 = 16;
 
@@ -77,14 +79,18 @@ impl Clock {
 }
 
 /// Runs the tasks that `start` spawns, for ever; comes back only if it cannot spawn them. `deliver` gets the key of each
-/// event that is bound to the vCPU.
-pub fn run<E>(start: impl FnOnce(Spawner) -> Result<(), E>, deliver: impl Fn(u64)) -> E {
+/// event that is bound to the vCPU; the answer that it leaves is given before anything else is done.
+pub fn run<E>(
+    start: impl FnOnce(Spawner) -> Result<(), E>,
+    deliver: impl Fn(u64) -> Option<Answer>,
+) -> E {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
     if let Err(why) = start(executor.spawner()) {
         return why;
     }
     // When the first timer ends, and how many rounds there may be before the clock is looked at.
     let (mut next, mut rounds) = (u64::MAX, 0);
+    let mut answer: Option<Answer> = None;
     loop {
         PENDING.store(false, Ordering::Relaxed);
         // SAFETY: called from here only, and never from within a task or the pender.
@@ -96,8 +102,22 @@ pub fn run<E>(start: impl FnOnce(Spawner) -> Result<(), E>, deliver: impl Fn(u64
         let pending = PENDING.load(Ordering::Relaxed);
         // A deadline of 0 takes what is pending without waiting.
         rounds -= 1;
-        match object::wait(if pending { 0 } else { next }) {
-            Ok(Some(key)) => deliver(key),
+        let deadline = if pending { 0 } else { next };
+        // To answer and to wait by one call is quicker.
+        let came = match answer.take() {
+            Some(answer) => answer.give_and_wait(deadline),
+            None => object::wait(deadline),
+        };
+        match came {
+            Ok(Some(key)) => {
+                answer = deliver(key);
+                // Tasks that have something to do may take their time.
+                if PENDING.load(Ordering::Relaxed)
+                    && let Some(answer) = answer.take()
+                {
+                    answer.give();
+                }
+            }
             Ok(None) | Err(_) if pending => {}
             Ok(None) | Err(_) => rounds = 0,
         }

@@ -14,7 +14,7 @@ use plinth_rt::object::{Domain, Event, Result, Vcpu};
 
 use plinth_devices::Power;
 
-use crate::device::Devices;
+use crate::device::{Answer, Devices};
 use crate::heap;
 
 /// Pages of console output that are taken at a time, so that one domain does not hold up the others.
@@ -40,6 +40,8 @@ pub struct Served {
     pub ended_line: bool,
     /// A device may want to be looked at at another time.
     pub moved: bool,
+    /// An answer that is still to be given.
+    pub answer: Option<Answer>,
 }
 
 /// A domain.
@@ -154,7 +156,7 @@ impl Guest {
         let Some(devices) = &mut self.devices else {
             return Served::default();
         };
-        let moved = devices.serve();
+        let (moved, answer) = devices.serve();
         let (output, power) = (devices.take_output(), devices.power());
         if !output.is_empty() {
             self.keep(&output);
@@ -168,6 +170,7 @@ impl Guest {
             wrote: !output.is_empty(),
             ended_line: output.contains(&b'\n'),
             moved,
+            answer,
         }
     }
 

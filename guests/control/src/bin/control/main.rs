@@ -58,9 +58,15 @@ fn main() -> u64 {
     let failed = executor::run(
         |spawner| spawn(spawner, serial, control, restarts),
         |event| match event {
-            key::SERIAL => serial.interrupt(),
+            key::SERIAL => {
+                serial.interrupt();
+                None
+            }
             event if key::is_device(event) => domains::serve_device(control, key::number(event)),
-            event => control.arrived(event),
+            event => {
+                control.arrived(event);
+                None
+            }
         },
     );
     println!("the control guest cannot work: {failed}");

@@ -11,6 +11,7 @@ use plinth_rt::abi::call::access;
 use plinth_rt::abi::device::DATA;
 use plinth_rt::abi::{Slot, Status};
 use plinth_rt::object::{Domain, Memory, Result};
+use zerocopy::transmute;
 
 /// The window through which a domain's RAM is filled: 2 MiB, a large page.
 const SLICE: u64 = 2 << 20;
@@ -86,11 +87,33 @@ impl Slots {
             .map(|slot| unsafe { (&raw const (*slot).sequence).read_volatile() })
     }
 
-    /// The slot of a vCPU, if it has one.
+    /// The slot of a vCPU, if it has one; of its data as much as means something.
     pub fn read(&self, vcpu: u32) -> Option<Slot> {
-        // SAFETY: mapped, aligned, and any bytes are a slot. The kernel may be writing it, so that it is copied once.
-        self.address(vcpu)
-            .map(|slot| unsafe { slot.read_volatile() })
+        let slot = self.address(vcpu)?;
+        // SAFETY: mapped, aligned, and any bytes are a slot. The kernel may be writing it, so that all of it is copied once.
+        unsafe {
+            let count = (&raw const (*slot).count).read_volatile();
+            let words = (&raw const (*slot).data).cast::<u64>();
+            let mut data = [0; DATA / size_of::<u64>()];
+            for (index, word) in data.iter_mut().enumerate() {
+                *word = words.add(index).read_volatile();
+                if count <= 1 {
+                    break;
+                }
+            }
+            Some(Slot {
+                sequence: (&raw const (*slot).sequence).read_volatile(),
+                tag: (&raw const (*slot).tag).read_volatile(),
+                address: (&raw const (*slot).address).read_volatile(),
+                value: (&raw const (*slot).value).read_volatile(),
+                size: (&raw const (*slot).size).read_volatile(),
+                kind: (&raw const (*slot).kind).read_volatile(),
+                write: (&raw const (*slot).write).read_volatile(),
+                count,
+                data: transmute!(data),
+                reserved: [0; 2],
+            })
+        }
     }
 
     /// Puts the data of a string read of one element into the slot of a vCPU.
