@@ -10,7 +10,7 @@ use crate::arch::{fpu, nmi_tick, power, time, trap};
 use crate::boot::cmdline;
 use crate::mem::frames::frames;
 use crate::mem::{Amounts, Budget, Ref, heap};
-use crate::object::Kernel;
+use crate::object::{Kernel, keeps_apics};
 use crate::root;
 use crate::rules::cpuid::GuestIdentity;
 use crate::sched::Sched;
@@ -57,6 +57,14 @@ pub fn launch(cpu: &'static Cpu) -> ! {
 
 fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
     show::<V>(capabilities);
+    log::info!(
+        "local APICs of PCs are {}",
+        if keeps_apics::<V>() {
+            "kept by the CPU"
+        } else {
+            "served by the kernel"
+        }
+    );
     if !V::bounds_runs() && nmi_tick::is_needed() {
         nmi_tick::start();
     }

@@ -114,6 +114,12 @@ registers! {
     IA32_TSC_DEADLINE = 0x6e0,
     /// First x2APIC register: the register at offset `n` of the xAPIC page is number `0x800 + n / 16` (SDM 12.12.1.2).
     IA32_X2APIC_FIRST = 0x800,
+    /// TPR of the x2APIC.
+    X2APIC_TPR = 0x808,
+    /// EOI of the x2APIC.
+    X2APIC_EOI = 0x80b,
+    /// SELF IPI of the x2APIC.
+    X2APIC_SELF_IPI = 0x83f,
     /// Which supervisor states XSAVES handles.
     IA32_XSS = 0xda0,
     /// Extended features: long mode, NX, SVM.

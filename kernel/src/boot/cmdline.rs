@@ -14,6 +14,15 @@ pub enum End {
     Halt,
 }
 
+/// Who serves guests' local APICs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Apics {
+    /// The CPU, as far as it can.
+    Auto,
+    /// The kernel alone.
+    Software,
+}
+
 /// The command line, typed. Keys that are absent have the values of [`Options::DEFAULT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
@@ -25,6 +34,8 @@ pub struct Options<'a> {
     pub end: End,
     /// `maxcpus=`: how many CPUs are brought up at most; at least 1.
     pub maxcpus: u32,
+    /// `apic=`: who serves guests' local APICs.
+    pub apic: Apics,
     /// `test=`: the machine-test scenario to run.
     pub test: Option<&'a str>,
     /// `root=`: the guest that becomes the first domain, instead of the control guest.
@@ -38,6 +49,7 @@ impl Options<'_> {
         panic: End::PowerOff,
         end: End::PowerOff,
         maxcpus: u32::MAX,
+        apic: Apics::Auto,
         test: None,
         root: None,
     };
@@ -61,6 +73,13 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
         "panic" => options.panic = end(value)?,
         "end" => options.end = end(value)?,
         "maxcpus" => options.maxcpus = value.parse().ok().filter(|&count| count > 0)?,
+        "apic" => {
+            options.apic = match value {
+                "auto" => Apics::Auto,
+                "software" => Apics::Software,
+                _ => return None,
+            }
+        }
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
         "root" => options.root = Some(value).filter(|name| !name.is_empty()),
         // These are the first domain's own.
@@ -122,8 +141,9 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let options =
-            quiet("log=trace panic=halt end=reboot maxcpus=3 test=cpu root=a guests=a,b\n");
+        let options = quiet(
+            "log=trace panic=halt end=reboot maxcpus=3 apic=software test=cpu root=a guests=a,b\n",
+        );
         assert_eq!(
             options,
             Options {
@@ -131,6 +151,7 @@ mod tests {
                 panic: End::Halt,
                 end: End::Reboot,
                 maxcpus: 3,
+                apic: Apics::Software,
                 test: Some("cpu"),
                 root: Some("a"),
             }

@@ -1,6 +1,7 @@
 //! The registers of the interrupt controllers as instructions reach them: MSRs and two pages of addresses. What they mean is decided in
 //! `intc`.
 
+use super::Next;
 use crate::intc::{Effect, LocalApic, Mode};
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Context, Run};
@@ -14,6 +15,9 @@ const LOCAL: u64 = 0xfee0_0000;
 const IO: u64 = 0xfec0_0000;
 /// MSRs that belong to an x2APIC.
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
+
+/// SELF IPI.
+const SELF_IPI: u32 = 0x83f;
 
 /// A page of an interrupt controller's registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +38,12 @@ pub(super) fn page<V: Vendor>(vcpu: &Context<V>, gpa: Gpa) -> Option<Page> {
     }
 }
 
+/// Whether the part of a local APIC that the CPU may keep tells what this register holds, or changes with it: TPR, PPR, EOI, the spurious
+/// vector register, which enables it, ISR and IRR. `index` is its MSR's number above 0x800, or a sixteenth of its offset.
+const fn is_kept(index: u32) -> bool {
+    matches!(index, 0x08 | 0x0a | 0x0b | 0x0f | 0x10..=0x17 | 0x20..=0x27)
+}
+
 /// A register as an access of `size` bytes reads it.
 pub(super) fn read<V: Vendor>(
     vcpu: &mut Context<V>,
@@ -44,6 +54,9 @@ pub(super) fn read<V: Vendor>(
 ) -> u64 {
     let offset = gpa.offset_in(PAGE_SIZE) as u32;
     let now = vcpu.guest_tsc();
+    if page == Page::Local && is_kept(offset >> 4) {
+        vcpu.fetch_apic(run.vcpu);
+    }
     let value = match (page, &mut vcpu.apic, &vcpu.domain.pc) {
         (Page::Local, Some(apic), _) => apic.read_mmio(offset & !3, &run.vcpu.requests, now),
         (Page::Io, _, Some(pc)) => vcpu
@@ -70,6 +83,9 @@ pub(super) fn write<V: Vendor>(
         return;
     }
     let (value, now) = (value as u32, vcpu.guest_tsc());
+    if page == Page::Local && is_kept(offset >> 4) {
+        vcpu.fetch_apic(run.vcpu);
+    }
     let index = vcpu.index;
     match (page, &mut vcpu.apic, &vcpu.domain.pc) {
         (Page::Local, Some(apic), _) => {
@@ -125,10 +141,13 @@ fn reach_out<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, effect: Eff
 /// RDMSR of the local APIC's registers and of the clock; `None`: no such MSR.
 #[inline(always)]
 pub(super) fn read_msr<V: Vendor>(
-    vcpu: &Context<V>,
+    vcpu: &mut Context<V>,
     run: &Run<'_, V>,
     msr: u32,
 ) -> Option<Result<u64, GeneralProtection>> {
+    if is_kept(msr.wrapping_sub(*X2APIC.start())) {
+        vcpu.fetch_apic(run.vcpu);
+    }
     let apic = vcpu.apic.as_ref()?;
     Some(match msr {
         n::APIC_BASE => Ok(apic.base()),
@@ -147,6 +166,9 @@ pub(super) fn write_msr<V: Vendor>(
     value: u64,
 ) -> Option<Result<(), GeneralProtection>> {
     vcpu.apic.as_ref()?;
+    if msr == n::APIC_BASE || is_kept(msr.wrapping_sub(*X2APIC.start())) {
+        vcpu.fetch_apic(run.vcpu);
+    }
     let now = vcpu.guest_tsc();
     let requests = &run.vcpu.requests;
     let apic: &mut LocalApic = vcpu.apic.as_mut()?;
@@ -161,6 +183,23 @@ pub(super) fn write_msr<V: Vendor>(
         }
     };
     Some(effect.map(|effect| follow(vcpu, run, effect)))
+}
+
+/// The guest has ended an interrupt at the local APIC that the CPU keeps, and its end is to be told.
+pub(super) fn ended<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, vector: u8) -> Next {
+    vcpu.fetch_apic(run.vcpu);
+    if let Some(apic) = &mut vcpu.apic {
+        let effect = apic.ended(vector, true, &run.vcpu.requests);
+        follow(vcpu, run, effect);
+    }
+    vcpu.deliver_interrupt(run.vcpu)
+}
+
+/// The guest has written a vector to SELF IPI of the local APIC that the CPU keeps, and the CPU has not taken it.
+pub(super) fn self_ipi<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, vector: u8) -> Next {
+    // Only in x2APIC mode: the write cannot fail.
+    let _ = write_msr(vcpu, run, SELF_IPI, vector.into());
+    vcpu.deliver_interrupt(run.vcpu)
 }
 
 /// CR8 is written.

@@ -107,6 +107,8 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
             (Counter::Other, vcpu.end(Ending::TaskSwitch { selector }))
         }
         Exit::InterruptWindow => (Counter::InterruptWindow, vcpu.deliver_interrupt(run.vcpu)),
+        Exit::EndOfInterrupt(vector) => (Counter::Msr, apic::ended(vcpu, run, vector)),
+        Exit::IllegalSelfIpi(vector) => (Counter::Msr, apic::self_ipi(vcpu, run, vector)),
         Exit::TripleFault => (Counter::Other, vcpu.end(Ending::TripleFault)),
         Exit::EntryFailed(failure) => (Counter::Other, vcpu.end(Ending::EntryFailed(failure))),
         Exit::Unexpected { code, info1, info2 } => (

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::rules::GeneralProtection as GP;
+use crate::virt::VirtualApic;
 
 // Offsets of registers (SDM vol. 3 table 11-1).
 const ID: u32 = 0x20;
@@ -742,4 +743,136 @@ fn a_level_of_a_pin_comes_again_until_it_is_gone() {
     cpu.lint(Lint::Lint0, false);
     assert_eq!(cpu.write(EOI, 0), eoi(0x40, true));
     assert_eq!((cpu.deliverable(), cpu.read(LVT_LINT0)), (None, 0x8040));
+}
+
+/// A CPU that keeps a local APIC, as SDM vol. 3 30.2 says.
+struct Keeping(VirtualApic);
+
+impl Keeping {
+    fn top(words: &[u64; 4]) -> u8 {
+        (0..=255)
+            .rev()
+            .find(|&vector: &u8| words[usize::from(vector / 64)] >> (vector % 64) & 1 != 0)
+            .unwrap_or(0)
+    }
+
+    fn set(words: &mut [u64; 4], vector: u8, there: bool) {
+        let bit = 1 << (vector % 64);
+        let word = &mut words[usize::from(vector / 64)];
+        *word = *word & !bit | if there { bit } else { 0 };
+    }
+
+    /// 30.2.2: evaluation and delivery.
+    fn deliver(&mut self) -> Option<u8> {
+        let vector = Self::top(&self.0.interrupts.requested);
+        let priority = (self.0.task_priority >> 4).max(Self::top(&self.0.in_service) >> 4);
+        if vector >> 4 <= priority {
+            return None;
+        }
+        Self::set(&mut self.0.interrupts.requested, vector, false);
+        Self::set(&mut self.0.in_service, vector, true);
+        Some(vector)
+    }
+
+    /// 30.1.4: the vector, and whether there is an exit.
+    fn end(&mut self) -> Option<(u8, bool)> {
+        let vector = Some(Self::top(&self.0.in_service)).filter(|&vector| vector != 0)?;
+        Self::set(&mut self.0.in_service, vector, false);
+        let told = self.0.interrupts.told_ends[usize::from(vector / 64)];
+        Some((vector, told >> (vector % 64) & 1 != 0))
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Raise(u8, bool),
+    Priority(u8),
+    Deliver,
+    End,
+    Fetch,
+}
+
+proptest::proptest! {
+    /// A CPU that keeps the APIC is not to be told from the software.
+    #[test]
+    fn what_the_cpu_keeps_is_as_it_would_be_here(steps in proptest::collection::vec(step(), 0..200)) {
+        let (mut here, mut lent) = (Cpu::x2apic(0), Cpu::x2apic(0));
+        let mut keeping = Keeping(lent.apic.lend(&lent.requests));
+        assert!(keeping.0.x2apic);
+        for step in steps {
+            match step {
+                Step::Raise(vector, level) => {
+                    here.requests.raise(vector, level);
+                    lent.requests.raise(vector, level);
+                    let more = lent.apic.lend_more(&lent.requests);
+                    let kept = &mut keeping.0.interrupts;
+                    kept.requested = std::array::from_fn(|index| kept.requested[index] | more.requested[index]);
+                    kept.told_ends = std::array::from_fn(|index| kept.told_ends[index] | more.told_ends[index]);
+                }
+                Step::Priority(value) => {
+                    here.wrmsr(0x808, value.into()).unwrap();
+                    keeping.0.task_priority = value;
+                }
+                Step::Deliver => assert_eq!(keeping.deliver(), here.take()),
+                Step::End => {
+                    let expected = here.wrmsr(0x80b, 0).unwrap();
+                    match keeping.end() {
+                        None => assert_eq!(expected, Effect::None),
+                        Some((vector, false)) => assert_eq!(expected, eoi(vector, false)),
+                        Some((vector, true)) => {
+                            lent.apic.take_back(&keeping.0, &lent.requests);
+                            let Effect::Eoi { vector: ended, broadcast } = lent.apic.ended(vector, true, &lent.requests) else {
+                                panic!("no end");
+                            };
+                            // One that is told without need is for the I/O APIC to ignore.
+                            let needed = expected == eoi(vector, true);
+                            assert!(ended == vector && (broadcast || !needed));
+                            keeping = Keeping(lent.apic.lend(&lent.requests));
+                        }
+                    }
+                }
+                Step::Fetch => {
+                    lent.apic.take_back(&keeping.0, &lent.requests);
+                    for register in (0x10..=0x17).chain(0x20..=0x27).chain([0x08, 0x0a]) {
+                        let msr = 0x800 + register;
+                        assert_eq!(lent.rdmsr(msr), here.rdmsr(msr), "{msr:#x}");
+                    }
+                    keeping = Keeping(lent.apic.lend(&lent.requests));
+                }
+            }
+        }
+    }
+}
+
+fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+    use proptest::prelude::*;
+    prop_oneof![
+        4 => (16u8.., any::<bool>()).prop_map(|(vector, level)| Step::Raise(vector, level)),
+        1 => any::<u8>().prop_map(Step::Priority),
+        4 => Just(Step::Deliver),
+        4 => Just(Step::End),
+        1 => Just(Step::Fetch),
+    ]
+}
+
+#[test]
+fn a_disabled_apic_lends_no_requests() {
+    let mut cpu = Cpu::new(0);
+    cpu.raise(0x40);
+    cpu.base(DISABLED).unwrap();
+    cpu.requests.raise(0x50, false);
+    let lent = cpu.apic.lend(&cpu.requests);
+    assert_eq!(lent.interrupts.requested, [0; 4]);
+    assert!(!lent.x2apic);
+}
+
+#[test]
+fn x2apic_accesses_are_lent_while_software_has_it_enabled() {
+    let mut cpu = Cpu::x2apic(0);
+    assert!(cpu.apic.lend(&cpu.requests).x2apic);
+    // Disabled, it does not take its own interrupts, which the CPU would not know.
+    cpu.wrmsr(0x80f, 0xff).unwrap();
+    assert!(!cpu.apic.lend(&cpu.requests).x2apic);
+    let cpu = Cpu::new(0);
+    assert!(!cpu.apic.lend(&cpu.requests).x2apic, "xAPIC mode");
 }

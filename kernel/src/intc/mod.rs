@@ -32,6 +32,7 @@ pub use io::IoApic;
 pub use local::{Effect, Lint, LocalApic, Mode};
 pub use message::{Delivery, Destination, Message};
 pub use requests::{Addressing, Requests};
+pub(crate) use vectors::highest;
 
 /// The lowest vector that an APIC delivers; those below are illegal (SDM vol. 3 11.5.2).
 pub const FIRST_VECTOR: u8 = 16;

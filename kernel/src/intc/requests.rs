@@ -132,6 +132,34 @@ impl Requests {
         highest(self.irr.iter().rev().map(|word| word.load(SeqCst)))
     }
 
+    /// Takes all of IRR: the CPU keeps them from now on.
+    pub(super) fn take_all(&self) -> [u64; 4] {
+        self.irr.each_ref().map(|word| {
+            // Mostly there is none in a word, and a load is cheaper than a locked operation.
+            if word.load(SeqCst) == 0 {
+                0
+            } else {
+                word.swap(0, SeqCst)
+            }
+        })
+    }
+
+    /// Puts back what [`Self::take_all`] took, and the CPU has not delivered. Those of `levels` are level-triggered: an edge that came
+    /// meanwhile has found no level to leave alone.
+    pub(super) fn return_all(&self, words: [u64; 4], levels: [u64; 4]) {
+        for (((irr, tmr), word), levels) in self.irr.iter().zip(&self.tmr).zip(words).zip(levels) {
+            if word != 0 {
+                tmr.fetch_or(word & levels, SeqCst);
+                irr.fetch_or(word, SeqCst);
+            }
+        }
+    }
+
+    /// TMR.
+    pub(super) fn levels(&self) -> [u64; 4] {
+        self.tmr.each_ref().map(|word| word.load(SeqCst))
+    }
+
     /// Clears the vector's IRR bit; whether it was set.
     pub fn take(&self, vector: u8) -> bool {
         let (index, bit) = place(vector);

@@ -6,7 +6,7 @@ pub(super) const fn place(vector: u8) -> (usize, u64) {
 }
 
 /// The highest vector of four words; `words` yields them from the highest.
-pub(super) fn highest(words: impl Iterator<Item = u64>) -> Option<u8> {
+pub(crate) fn highest(words: impl Iterator<Item = u64>) -> Option<u8> {
     words.zip([192, 128, 64, 0]).find_map(|(word, first)| {
         let bit = word.checked_ilog2()?;
         Some(first + bit as u8)
@@ -26,6 +26,16 @@ pub(super) struct Vectors([u64; 4]);
 impl Vectors {
     /// No vector.
     pub(super) const EMPTY: Self = Self([0; 4]);
+
+    /// Those of the words, vector 0 in bit 0 of the first.
+    pub(super) const fn from_words(words: [u64; 4]) -> Self {
+        Self(words)
+    }
+
+    /// The words.
+    pub(super) const fn words(&self) -> [u64; 4] {
+        self.0
+    }
 
     /// Adds the vector or removes it; whether it was there.
     pub(super) fn set(&mut self, vector: u8, there: bool) -> bool {

@@ -8,6 +8,7 @@ use super::{Access, ClaimKind, Clock, Domain, Ending, Now, Pc, Vcpu, take_pendin
 use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, fpu, time, trap};
+use crate::boot::cmdline::{self, Apics};
 use crate::exit::{self, Completion, DecodeCache, LengthCache, Next};
 use crate::intc::{LocalApic, Mode, Requests};
 use crate::mem::{Amounts, Charge, Ref};
@@ -31,6 +32,8 @@ pub struct Context<V: Vendor> {
     pub task_priority: u8,
     /// Its local APIC, in a domain that is a PC. What others ask of it is in [`Vcpu::requests`].
     pub apic: Option<LocalApic>,
+    /// Who has that: the CPU may keep a part of it.
+    keeper: Keeper,
     /// How it wants to be told the time.
     pub clock: Clock,
     /// When its slice ends, or somebody else wakes on its CPU: value of the TSC.
@@ -58,6 +61,17 @@ pub struct Context<V: Vendor> {
     vector_state: XsaveArea,
     debug_addresses: [u64; 4],
     _charge: Charge,
+}
+
+/// Who has the priorities, the requests and the interrupts in service of a local APIC ([`VirtualApic`](crate::virt::VirtualApic)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Keeper {
+    /// The kernel: the CPU cannot, or shall not.
+    Kernel,
+    /// The kernel, until the guest is entered next.
+    KernelNow,
+    /// The CPU, until somebody asks for it.
+    Cpu,
 }
 
 /// What a vCPU waits for.
@@ -122,14 +136,18 @@ impl<V: Vendor> Context<V> {
     /// # Errors
     /// `OVER_BUDGET`, `NO_MEMORY`.
     pub fn new(domain: &Ref<Domain<V>>, index: u32, requests: &Requests) -> Result<Self, Status> {
+        let keeps_apic = domain.pc.is_some() && keeps_apics::<V>();
         let amounts = Amounts {
-            frames: V::FRAMES_PER_VCPU,
+            frames: V::FRAMES_PER_VCPU + if keeps_apic { V::FRAMES_PER_APIC } else { 0 },
             memory_frames: 0,
             heap: Self::cost(),
         };
         let charge = Charge::new(&domain.budget, amounts)?;
-        let hw =
+        let mut hw =
             V::Vcpu::new(domain.hardware(), domain.nested_root()).map_err(|_| Status::NO_MEMORY)?;
+        if keeps_apic {
+            hw.add_apic().map_err(|_| Status::NO_MEMORY)?;
+        }
         let vector_state = XsaveArea::new().ok_or(Status::NO_MEMORY)?;
         let is_bootstrap = index == 0;
         let apic = domain
@@ -148,6 +166,11 @@ impl<V: Vendor> Context<V> {
             hw,
             task_priority: 0,
             apic,
+            keeper: if keeps_apic {
+                Keeper::KernelNow
+            } else {
+                Keeper::Kernel
+            },
             clock: Clock::default(),
             slice_end: u64::MAX,
             timer_end: u64::MAX,
@@ -240,6 +263,7 @@ impl<V: Vendor> Context<V> {
 
     /// An interrupt that was taken did not get into the guest.
     fn put_back(&mut self, vcpu: &Vcpu<V>, vector: u8) {
+        self.fetch_apic(vcpu);
         match &mut self.apic {
             Some(apic) => apic.put_back(vector, &vcpu.requests),
             None => vcpu.requests.put_back(vector, false),
@@ -327,6 +351,7 @@ impl<V: Vendor> Context<V> {
                 gprs.rdx = value;
             }
             Waiting::Interrupt => {
+                self.fetch_apic(run.vcpu);
                 if let Some(stop) = self.halt(run.vcpu) {
                     return Some(stop);
                 }
@@ -417,6 +442,7 @@ impl<V: Vendor> Context<V> {
             ..VcpuState::RESET
         };
         self.take_back_interrupt(vcpu);
+        self.fetch_apic(vcpu);
         // Every CPU can be entered in the state after a reset.
         let _ = self.hw.set_state(&state);
         debug::set_addresses(&[0; 4]);
@@ -490,6 +516,30 @@ impl<V: Vendor> Context<V> {
         self.set_deadline(run.hardware, self.slice_end);
     }
 
+    /// Has the local APIC as a whole here, for what concerns the part of it that the CPU may keep; until the guest is entered. Attached.
+    #[inline(always)]
+    pub fn fetch_apic(&mut self, vcpu: &Vcpu<V>) {
+        if V::Vcpu::KEEPS_APIC && self.keeper == Keeper::Cpu {
+            self.fetch_kept_apic(vcpu);
+        }
+    }
+
+    #[inline(never)]
+    fn fetch_kept_apic(&mut self, vcpu: &Vcpu<V>) {
+        if let Some(apic) = &mut self.apic {
+            apic.take_back(&self.hw.take_back_apic(), &vcpu.requests);
+            self.keeper = Keeper::KernelNow;
+        }
+    }
+
+    #[inline(never)]
+    fn lend_apic(&mut self, vcpu: &Vcpu<V>) {
+        if let Some(apic) = &self.apic {
+            self.hw.lend_apic(&apic.lend(&vcpu.requests));
+            self.keeper = Keeper::Cpu;
+        }
+    }
+
     /// The highest of its pending interrupts, if its local APIC lets it through.
     fn next_interrupt(&self, vcpu: &Vcpu<V>) -> Option<u8> {
         match &self.apic {
@@ -527,6 +577,15 @@ impl<V: Vendor> Context<V> {
         if vcpu.requests.has_nmi() && vcpu.requests.take_nmi() {
             // An NMI makes no triple fault: it waits for what is being delivered.
             let _ = self.hw.inject(Event::NMI);
+        }
+        if V::Vcpu::KEEPS_APIC && self.keeper != Keeper::Kernel {
+            // The CPU delivers them. Where it does not keep the APIC yet, it gets them with that.
+            if self.keeper == Keeper::Cpu
+                && let Some(apic) = &self.apic
+            {
+                self.hw.lend_interrupts(&apic.lend_more(&vcpu.requests));
+            }
+            return self.ask_pic(vcpu);
         }
         let Some(vector) = self.next_interrupt(vcpu) else {
             return self.ask_pic(vcpu);
@@ -581,6 +640,9 @@ impl<V: Vendor> Context<V> {
         loop {
             if run.cpu.is_pending() {
                 return Stop::Pending;
+            }
+            if V::Vcpu::KEEPS_APIC && self.keeper == Keeper::KernelNow {
+                self.lend_apic(run.vcpu);
             }
             let exit = self.hw.run(run.hardware);
             let (next, window) = exit::handle(self, run, exit);
@@ -674,6 +736,11 @@ impl<V: Vendor> Context<V> {
     pub fn rip(&self) -> u64 {
         self.hw.rip()
     }
+}
+
+/// Whether the CPU keeps the local APICs of PCs: it can, and the command line does not forbid it.
+pub fn keeps_apics<V: Vendor>() -> bool {
+    V::Vcpu::KEEPS_APIC && cmdline::options().apic == Apics::Auto && V::keeps_apics()
 }
 
 /// Writes lines to the log, indented. What is longer than a line of registers is cut.

@@ -20,7 +20,7 @@ mod vcpu;
 
 pub use clock::{Clock, Now};
 pub use console::Console;
-pub use context::{Context, Run, Stop, Waiting};
+pub use context::{Context, Run, Stop, Waiting, keeps_apics};
 pub use device::{Access, Claim, ClaimKind};
 pub use domain::{Domain, Life};
 pub use ending::Ending;

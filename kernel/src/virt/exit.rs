@@ -39,6 +39,11 @@ pub enum Exit {
     },
     /// The guest can take an external interrupt now; the request has been withdrawn.
     InterruptWindow,
+    /// The guest has ended this interrupt at the local APIC that the CPU keeps, one of those whose ends are told. The instruction is
+    /// done.
+    EndOfInterrupt(u8),
+    /// The guest has sent itself an interrupt by this vector, which is none, at the local APIC that the CPU keeps. The instruction is done.
+    IllegalSelfIpi(u8),
     /// A triple fault (SVM: shutdown).
     TripleFault,
     /// The CPU refused to enter the guest. RIP and the rest are what they were before.

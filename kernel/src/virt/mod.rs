@@ -39,6 +39,8 @@ pub trait Vendor: Sized + 'static {
     type Domain: Send + Sync;
     /// 4 KiB frames that a vCPU takes.
     const FRAMES_PER_VCPU: u64;
+    /// Frames that a vCPU needs besides for a local APIC that the CPU keeps.
+    const FRAMES_PER_APIC: u64 = 0;
     /// Bytes of kernel heap that a vCPU takes besides its own size.
     const HEAP_PER_VCPU: u64;
     /// 4 KiB frames that a domain takes which uses ports directly.
@@ -61,6 +63,12 @@ pub trait Vendor: Sized + 'static {
 
     /// Whether the CPU notes in the nested tables which pages guests have written.
     fn notes_writes() -> bool;
+
+    /// Whether this CPU keeps guests' local APICs: delivers interrupts, and takes accesses to the task priority and ends of interrupts
+    /// without an exit.
+    fn keeps_apics() -> bool {
+        false
+    }
 
     /// Which instructions run in guests that need more than the host's CPU having them.
     fn guest_instructions() -> GuestInstructions;
@@ -171,6 +179,21 @@ pub trait Vcpu<V: Vendor>: Sized {
     /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an external interrupt.
     fn request_interrupt_window(&mut self);
 
+    /// Whether CPUs of this vendor may be able to keep a local APIC. Where not, the code for it is left out.
+    const KEEPS_APIC: bool = false;
+    /// Gives the vCPU, which has never been attached, what its CPU needs to keep its local APIC: where [`Vendor::keeps_apics`].
+    fn add_apic(&mut self) -> Result<(), OutOfMemory> {
+        Ok(())
+    }
+    /// The CPU keeps the local APIC from now on. Of a vCPU that can have one.
+    fn lend_apic(&mut self, _apic: &VirtualApic) {}
+    /// More interrupts are requested of the local APIC that the CPU keeps, and more ends told.
+    fn lend_interrupts(&mut self, _more: &VirtualInterrupts) {}
+    /// The CPU keeps it no longer: what it is now.
+    fn take_back_apic(&mut self) -> VirtualApic {
+        VirtualApic::default()
+    }
+
     /// The whole register state but what the common code switches (XCR0, DR0 to DR3), which is zero here.
     fn state(&self) -> VcpuState;
     /// Sets the whole register state; refused, with the rule that is broken, where the CPU could not be entered so.
@@ -187,6 +210,29 @@ fn clear_bits(map: &mut [u8], first: u16, count: u16) {
             *byte &= !(1 << (port % 8));
         }
     }
+}
+
+/// What a CPU keeps of a guest's local APIC while it runs that guest (SDM vol. 3 chapter 30): what its priorities are, what is
+/// requested and what is in service. Words of vectors have vector 0 in bit 0 of the first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VirtualApic {
+    /// TPR.
+    pub task_priority: u8,
+    /// ISR.
+    pub in_service: [u64; 4],
+    /// The guest reaches TPR, EOI and SELF IPI as MSRs, without an exit.
+    pub x2apic: bool,
+    /// What is to be delivered.
+    pub interrupts: VirtualInterrupts,
+}
+
+/// Interrupts that a CPU is to deliver to its guest by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VirtualInterrupts {
+    /// IRR.
+    pub requested: [u64; 4],
+    /// Those whose end exits, requested or not: they are level-triggered, or were when they were requested.
+    pub told_ends: [u64; 4],
 }
 
 /// Names of the segment registers in the order of their encoding (SDM vol. 2 table 2-1).

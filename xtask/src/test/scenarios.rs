@@ -596,6 +596,26 @@ pub static ALL: &[Scenario] = &[
         ],
         ..DEFAULT
     },
+    // The same where the kernel alone serves the local APICs, though the CPU could.
+    Scenario {
+        name: "pc-apic-software",
+        machines: &[Kind::BochsVmx],
+        command_line: "guests=pvh,legacy apic=software",
+        guests: Some(&["pvh", "legacy"]),
+        suites: &["pvh", "legacy"],
+        expectations: &[
+            never("no-panic", "panic at"),
+            has(
+                "served-by-the-kernel",
+                "local APICs of PCs are served by the kernel",
+            ),
+            has(
+                "all-as-expected",
+                "all guests have ended, 0 of them otherwise than expected",
+            ),
+        ],
+        ..DEFAULT
+    },
     // One CPU for two guests: the one that never yields must not keep the other from its end.
     Scenario {
         name: "one-cpu",

@@ -10,12 +10,15 @@
 mod access;
 mod table;
 
+use core::array;
+
 use super::message::Message;
 use super::registers::{LocalVector, Source, SpuriousVector};
 use super::requests::{Addressing, Requests};
 use super::timer::Timer;
 use super::vectors::Vectors;
 use crate::rules::GeneralProtection;
+use crate::virt::{VirtualApic, VirtualInterrupts};
 
 /// IA32_APIC_BASE: the address of the register page, BSP, x2APIC mode, enabled (SDM vol. 3 11.4.4, 11.12.1).
 const BASE_ADDRESS: u64 = 0xfee0_0000;
@@ -296,9 +299,14 @@ impl LocalApic {
     /// EOI (SDM vol. 3 11.8.5).
     fn end_of_interrupt(&mut self, requests: &Requests) -> Effect {
         let vector = self.highest;
-        let Some(level) = self.retire(vector) else {
-            return Effect::None;
-        };
+        match self.retire(vector) {
+            Some(level) => self.ended(vector, level, requests),
+            None => Effect::None,
+        }
+    }
+
+    /// An interrupt that was in service has ended.
+    pub fn ended(&mut self, vector: u8, level: bool, requests: &Requests) -> Effect {
         if level {
             for source in [Source::Lint0, Source::Lint1] {
                 let entry = self.local(source);
@@ -312,6 +320,53 @@ impl LocalApic {
             vector,
             broadcast: level && !self.spurious.suppress_eoi_broadcast(),
         }
+    }
+
+    /// What the CPU keeps of it while it runs the guest: all that is requested and in service, until [`Self::take_back`].
+    pub fn lend(&self, requests: &Requests) -> VirtualApic {
+        VirtualApic {
+            task_priority: self.task_priority,
+            in_service: self.in_service.words(),
+            x2apic: self.mode == Mode::X2Apic && self.spurious.enabled(),
+            interrupts: self.lend_more(requests),
+        }
+    }
+
+    /// Interrupts that have been requested since.
+    pub fn lend_more(&self, requests: &Requests) -> VirtualInterrupts {
+        let requested = if self.mode == Mode::Disabled {
+            [0; 4]
+        } else {
+            requests.take_all()
+        };
+        // After that: the trigger mode of an interrupt is there before the interrupt.
+        let (levels, in_service) = (requests.levels(), self.in_service_level.words());
+        VirtualInterrupts {
+            requested,
+            told_ends: array::from_fn(|index| {
+                [levels, in_service]
+                    .iter()
+                    .filter_map(|words| words.get(index))
+                    .fold(0, |all, word| all | word)
+            }),
+        }
+    }
+
+    /// The CPU keeps it no longer, and left this.
+    pub fn take_back(&mut self, kept: &VirtualApic, requests: &Requests) {
+        requests.return_all(kept.interrupts.requested, kept.interrupts.told_ends);
+        self.task_priority = kept.task_priority;
+        let before = self.in_service.words();
+        let level_before = self.in_service_level.words();
+        // Those that it has delivered meanwhile count as level-triggered where it would have told their ends: TMR may have changed since.
+        let level = array::from_fn(|index| {
+            let of = |words: &[u64; 4]| words.get(index).copied().unwrap_or(0);
+            let (now, told) = (of(&kept.in_service), of(&kept.interrupts.told_ends));
+            now & (of(&level_before) | told & !of(&before))
+        });
+        self.in_service_level = Vectors::from_words(level);
+        self.in_service = Vectors::from_words(kept.in_service);
+        self.highest = self.in_service.highest().unwrap_or(0);
     }
 
     /// IA32_TSC_DEADLINE: 0 if the timer is not in TSC-deadline mode, or not armed.

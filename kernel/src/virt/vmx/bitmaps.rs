@@ -41,6 +41,16 @@ pub fn fill_msr(bitmap: &mut [u8; BYTES]) {
     }
 }
 
+/// As [`fill_msr`], for a vCPU whose local APIC the CPU keeps in x2APIC mode: accesses to the task priority, ends of interrupts and
+/// interrupts to itself do not exit (SDM 30.5). To be used with "virtualize x2APIC mode" only: without it these MSRs are the host's.
+pub fn fill_msr_x2apic(bitmap: &mut [u8; BYTES]) {
+    fill_msr(bitmap);
+    pass(bitmap, Msr::X2APIC_TPR, Direction::Read);
+    for msr in [Msr::X2APIC_TPR, Msr::X2APIC_EOI, Msr::X2APIC_SELF_IPI] {
+        pass(bitmap, msr, Direction::Write);
+    }
+}
+
 /// Makes every port of one I/O bitmap exit.
 pub fn fill_io(bitmap: &mut [u8; BYTES]) {
     bitmap.fill(0xff);
@@ -121,6 +131,28 @@ mod tests {
         for msr in [0xc000_0080, 0x277] {
             assert!(!exits(&bitmap, msr, false));
             assert!(exits(&bitmap, msr, true));
+        }
+    }
+
+    #[test]
+    fn of_a_kept_x2apic_pass_only_what_the_cpu_virtualises() {
+        let mut bitmap = Box::new([0; BYTES]);
+        fill_msr_x2apic(&mut bitmap);
+        let plain = msr_bitmap();
+        for msr in (0..=0x1fff).chain(0xc000_0000..=0xc000_1fff) {
+            // SDM vol. 3 30.5: TPR is read; TPR, EOI and SELF IPI are written.
+            let read = msr == 0x808;
+            let written = matches!(msr, 0x808 | 0x80b | 0x83f);
+            assert_eq!(
+                exits(&bitmap, msr, false),
+                exits(&plain, msr, false) && !read,
+                "{msr:#x}"
+            );
+            assert_eq!(
+                exits(&bitmap, msr, true),
+                exits(&plain, msr, true) && !written,
+                "{msr:#x}"
+            );
         }
     }
 

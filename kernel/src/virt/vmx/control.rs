@@ -139,6 +139,8 @@ pub struct Controls {
     pub timer_rate: Option<u32>,
     /// How translations are forgotten.
     pub flush: FlushTypes,
+    /// The CPU can keep a guest's local APIC: [`Controls::KEEP_PRIMARY`] and [`Controls::KEEP_SECONDARY`] may be set.
+    pub keeps_apics: bool,
 }
 
 /// The types of INVEPT and INVVPID that this CPU has.
@@ -158,6 +160,13 @@ const FIRMWARE: &str =
     "this CPU is too old for Plinth, or the hypervisor below it hides the feature";
 
 impl Controls {
+    /// Set for a vCPU whose local APIC the CPU keeps. Accesses to CR8 do not exit then.
+    pub const KEEP_PRIMARY: PrimaryControls = PrimaryControls::TPR_SHADOW;
+    /// As [`Self::KEEP_PRIMARY`].
+    pub const KEEP_SECONDARY: SecondaryControls = SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY;
+    /// Besides, while the local APIC is in x2APIC mode.
+    pub const KEEP_X2APIC: SecondaryControls = SecondaryControls::VIRTUALIZE_X2APIC_MODE;
+
     /// What Plinth uses of a CPU with these capabilities, or the first thing that is lacking.
     pub fn new(registers: &Registers) -> Result<Self, Lack> {
         let lack = |what| Lack {
@@ -201,6 +210,8 @@ impl Controls {
             // Tags that cannot be flushed are worse than none.
             optional.remove(SecondaryControls::VPID);
         }
+        let secondary_has =
+            |bits: SecondaryControls| !(registers.secondary >> 32) & u64::from(bits.bits()) == 0;
         let secondary = fold(
             registers.secondary,
             REQUIRED_SECONDARY.bits(),
@@ -248,6 +259,8 @@ impl Controls {
             revision: registers.basic as u32 & 0x7fff_ffff,
             timer_rate: timer.then_some(registers.misc as u32 & 0x1f),
             flush,
+            keeps_apics: registers.primary >> 32 & u64::from(Self::KEEP_PRIMARY.bits()) != 0
+                && secondary_has(Self::KEEP_SECONDARY.union(Self::KEEP_X2APIC)),
         })
     }
 
@@ -276,7 +289,7 @@ pub fn table(registers: &Registers) -> Capabilities {
     let secondary =
         |control: SecondaryControls| registers.secondary >> 32 & u64::from(control.bits()) != 0;
     let ept = registers.ept_vpid;
-    let apic = "interrupts are injected by the interrupt window";
+    let apic = "the kernel serves guests' local APICs";
     let timer = pin(PinControls::PREEMPTION_TIMER)
         && registers.exit >> 32 & u64::from(ExitControls::SAVE_PREEMPTION_TIMER.bits()) != 0;
     let mut rows = vec![
@@ -346,7 +359,7 @@ pub fn table(registers: &Registers) -> Capabilities {
         row(
             "posted interrupts",
             pin(PinControls::POSTED_INTERRUPTS),
-            "guests' local APICs are served in software",
+            "an interrupt for a guest makes its CPU leave it for a moment",
         ),
         row(
             "page-modification log",
@@ -518,6 +531,27 @@ mod tests {
             .unwrap();
         assert_eq!(no_vpid.value, "no");
         assert!(!no_vpid.without.is_empty());
+    }
+
+    #[test]
+    fn local_apics_are_kept_with_all_that_it_takes() {
+        assert!(Controls::new(&ALL).unwrap().keeps_apics);
+        for lacking in [
+            Registers {
+                primary: without(ALL.primary, 1 << 21),
+                ..ALL
+            },
+            Registers {
+                secondary: without(ALL.secondary, 1 << 4),
+                ..ALL
+            },
+            Registers {
+                secondary: without(ALL.secondary, 1 << 9),
+                ..ALL
+            },
+        ] {
+            assert!(!Controls::new(&lacking).unwrap().keeps_apics);
+        }
     }
 
     #[test]

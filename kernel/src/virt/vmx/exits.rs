@@ -1,6 +1,7 @@
 //! From exit reasons to [`Exit`]: every reason of SDM appendix C has its place here, and the work that an exit leaves to
 //! software before anybody looks at it: events whose delivery was cut short, NMIs, debug registers.
 
+use super::apic;
 use super::ops;
 use super::validate;
 use super::validate::bits::{DR7_GD, RFLAGS_TF};
@@ -47,6 +48,10 @@ impl Inner {
             ExitReason::CONTROL_REGISTER => {
                 Exit::ControlRegister(control_register(vmcs::EXIT_QUALIFICATION.read()))
             }
+            ExitReason::VIRTUALIZED_EOI => {
+                Exit::EndOfInterrupt(vmcs::EXIT_QUALIFICATION.read().0 as u8)
+            }
+            ExitReason::APIC_WRITE => self.apic_write(reason),
             ExitReason::EXCEPTION_OR_NMI => self.exception(),
             ExitReason::VMCALL => Exit::Hypercall,
             ExitReason::PAUSE => Exit::Pause,
@@ -112,7 +117,7 @@ impl Inner {
             | ExitReason::WRMSRNS_IMMEDIATE => Exit::Instruction(Instruction::Hidden),
 
             // Controls that are never set make these: INVLPG, RDTSC, RDTSCP, MOV DR, the descriptor tables, RDRAND, RDSEED and
-            // INVPCID are the guest's own affair; there is no monitor trap, no APIC virtualisation, no page-modification log,
+            // INVPCID are the guest's own affair; there is no monitor trap, no threshold, no APIC-access page, no page-modification log,
             // no sub-page permission, no bus-lock and no timeout exit. So one of them is a defect, and so is a new reason.
             ExitReason::INVLPG
             | ExitReason::RDTSC
@@ -126,12 +131,21 @@ impl Inner {
             | ExitReason::MONITOR_TRAP_FLAG
             | ExitReason::TPR_BELOW_THRESHOLD
             | ExitReason::APIC_ACCESS
-            | ExitReason::VIRTUALIZED_EOI
-            | ExitReason::APIC_WRITE
             | ExitReason::PAGE_MODIFICATION_LOG_FULL
             | ExitReason::SUB_PAGE_PERMISSION
             | ExitReason::BUS_LOCK
             | ExitReason::INSTRUCTION_TIMEOUT => unexpected(reason),
+            _ => unexpected(reason),
+        }
+    }
+
+    /// A write to the local APIC that the CPU keeps, of what it does not virtualise: SELF IPI with a vector below 16 (SDM 30.5).
+    fn apic_write(&self, reason: ExitReason) -> Exit {
+        let offset = vmcs::EXIT_QUALIFICATION.read().0 & 0xfff;
+        match &self.apic {
+            Some(page) if offset == apic::SELF_IPI as u64 => {
+                Exit::IllegalSelfIpi(apic::register(page.bytes(), apic::SELF_IPI) as u8)
+            }
             _ => unexpected(reason),
         }
     }

@@ -26,6 +26,12 @@ impl Frame {
     }
 
     /// Its content, while the CPU does not use it.
+    pub(super) fn bytes(&self) -> &[u8; 4096] {
+        // SAFETY: as in `bytes_mut`.
+        unsafe { &*phys::pointer(self.0).cast::<[u8; 4096]>() }
+    }
+
+    /// As [`Frame::bytes`], to be changed.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8; 4096] {
         // SAFETY: the frame is 4096 mapped, initialised bytes that only `self` names.
         unsafe { &mut *phys::pointer(self.0).cast::<[u8; 4096]>() }

@@ -1,11 +1,12 @@
 //! Intel's VMX with EPT: the vendor [`Vmx`] (SDM vol. 3 chapters 24 to 31).
 //!
-//! Layers, from the bottom: [`vmcs`] (typed fields), [`control`] (what this CPU can do), [`bitmaps`] and [`validate`] (pure
+//! Layers, from the bottom: [`vmcs`] (typed fields), [`control`] (what this CPU can do), [`bitmaps`], `apic` and [`validate`] (pure
 //! rules), `ops` and `host` (instructions), `enter` (into the guest and out), `exits` (why it came out), `vcpu` (the
 //! state of one), [`dump`] (for the report of a failed entry). Nothing here knows what an exit means for a guest.
 
 #![allow(unsafe_code, reason = "VMX operation is entered and left here")]
 
+mod apic;
 pub mod bitmaps;
 pub mod control;
 pub mod dump;
@@ -82,7 +83,8 @@ pub struct VmxCpu {
 
 /// The bitmaps that all domains share: of MSRs, and of the lower and the upper half of the ports.
 struct Bitmaps {
-    msr: Frame,
+    /// Without and with a local APIC that the CPU keeps in x2APIC mode.
+    msr: [Frame; 2],
     io: [Frame; 2],
 }
 
@@ -91,7 +93,7 @@ static SHARED: Once<Bitmaps> = Once::new();
 /// A domain's bitmaps.
 #[derive(Debug)]
 pub struct VmxDomain {
-    msr: Hpa,
+    msr: [Hpa; 2],
     /// The bitmaps of ports that are in force.
     io: [AtomicU64; 2],
     /// Its own bitmaps of ports, once it may use some directly.
@@ -99,7 +101,7 @@ pub struct VmxDomain {
 }
 
 impl VmxDomain {
-    const fn msr_bitmap(&self) -> Hpa {
+    const fn msr_bitmaps(&self) -> [Hpa; 2] {
         self.msr
     }
 
@@ -127,6 +129,8 @@ impl Vendor for Vmx {
     type Domain = VmxDomain;
     // The VMCS.
     const FRAMES_PER_VCPU: u64 = 1;
+    // The virtual-APIC page.
+    const FRAMES_PER_APIC: u64 = 1;
     const HEAP_PER_VCPU: u64 = VmxVcpu::HEAP;
     const FRAMES_FOR_PORTS: u64 = 2;
 
@@ -215,6 +219,10 @@ impl Vendor for Vmx {
         vcpu::ept_flags() != 0
     }
 
+    fn keeps_apics() -> bool {
+        Controls::new(&Registers::read()).is_ok_and(|controls| controls.keeps_apics)
+    }
+
     fn guest_instructions() -> GuestInstructions {
         let cpuid = CpuId::new();
         let secondary = Controls::new(&Registers::read())
@@ -230,13 +238,15 @@ impl Vendor for Vmx {
 
     fn new_domain() -> Result<VmxDomain, OutOfMemory> {
         let shared = SHARED.try_call_once(|| {
-            let mut msr = Frame::new()?;
-            bitmaps::fill_msr(msr.bytes_mut());
+            let mut msr = [Frame::new()?, Frame::new()?];
+            let [plain, x2apic] = &mut msr;
+            bitmaps::fill_msr(plain.bytes_mut());
+            bitmaps::fill_msr_x2apic(x2apic.bytes_mut());
             let io = io_frames()?;
             Ok(Bitmaps { msr, io })
         })?;
         Ok(VmxDomain {
-            msr: shared.msr.hpa(),
+            msr: shared.msr.each_ref().map(Frame::hpa),
             io: shared
                 .io
                 .each_ref()

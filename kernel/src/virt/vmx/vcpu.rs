@@ -13,24 +13,29 @@ use core::fmt;
 
 use plinth_abi::{Segment, VcpuState};
 
-use super::control::FlushTypes;
+use super::apic;
+use super::control::{Controls, FlushTypes};
 use super::enter::{EntryArea, enter, exited};
 use super::exits::{self, has_instruction_length};
 use super::frame::Frame;
 use super::validate::{self, Limits, bits::*};
 use super::vmcs::{
-    self, ActivityState, Count, Cr0, Cr3, Cr4, DebugCtl, Dr7, Efer, EntryControls, EptPointer,
-    ErrorCode, ExceptionBitmap, ExitReason, InstructionBitmap, InstructionLength, Interruptibility,
-    InterruptionInfo, Limit, Linear, LinkPointer, PageFaultFilter, Pat, Pdpte, PendingDebug,
-    PinControls, PrimaryControls, Rflags, SecondaryControls, SegmentFields, Selector, SysenterCs,
-    TimerValue, TscOffset, Vpid,
+    self, ActivityState, Count, Cr0, Cr3, Cr4, DebugCtl, Dr7, Efer, EntryControls, EoiExits,
+    EptPointer, ErrorCode, ExceptionBitmap, ExitReason, Field, InstructionBitmap,
+    InstructionLength, InterruptStatus, Interruptibility, InterruptionInfo, Limit, Linear,
+    LinkPointer, PageFaultFilter, Pat, Pdpte, PendingDebug, PinControls, PrimaryControls, Rflags,
+    SecondaryControls, SegmentFields, Selector, SysenterCs, TimerValue, TprThreshold, TscOffset,
+    Vpid, W64,
 };
 use super::{SWITCHED, Vmx, VmxCpu, VmxDomain, dump, host, ops};
 use crate::arch::msr::{self, Msr};
 use crate::mem::{Hpa, try_box};
 use crate::virt::event::vector;
 use crate::virt::tag::{Flush, Tag};
-use crate::virt::{BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
+use crate::virt::{
+    BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu, VirtualApic,
+    VirtualInterrupts,
+};
 
 /// CR0 bits that a guest changes without an exit. The others have consequences (PE, PG), or must stay as the CPU needs
 /// them (NE, ET), or would slow the host (CD, NW).
@@ -53,6 +58,14 @@ const CR4_OWN: u64 = CR4_VME
 /// #MC is the host's.
 const EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
 
+/// Whose ends of interrupts exit, a quarter of the vectors each.
+const EOI_EXITS: [Field<W64, EoiExits>; 4] = [
+    vmcs::EOI_EXITS_0,
+    vmcs::EOI_EXITS_1,
+    vmcs::EOI_EXITS_2,
+    vmcs::EOI_EXITS_3,
+];
+
 /// A vCPU on VMX.
 #[derive(Debug)]
 pub struct VmxVcpu(Box<Inner>);
@@ -64,8 +77,14 @@ pub(super) struct Inner {
     area: EntryArea,
     vmcs: Frame,
     ept: EptPointer,
-    msr_bitmap: Hpa,
+    /// In force, without and with a local APIC that the CPU keeps in x2APIC mode.
+    msr_bitmaps: [Hpa; 2],
     io_bitmaps: [Hpa; 2],
+    /// The virtual-APIC page, where the CPU keeps the local APIC.
+    pub(super) apic: Option<Frame>,
+    /// What the VMCS says for that APIC: x2APIC mode, and whose ends of interrupts exit.
+    x2apic: bool,
+    told_ends: [u64; 4],
     /// The CPU whose host state the VMCS holds; `None` before the VMCS was first written.
     host: Option<u32>,
     attached: bool,
@@ -74,6 +93,7 @@ pub(super) struct Inner {
     flush: FlushTypes,
     pin: PinControls,
     primary: PrimaryControls,
+    secondary: SecondaryControls,
     timer_rate: Option<u32>,
     limits: Limits,
     cr0_required: u64,
@@ -117,6 +137,18 @@ impl Inner {
         let controls = &cpu.controls;
         self.pin = controls.pin;
         self.primary = controls.primary;
+        self.secondary = controls.secondary;
+        if let Some(page) = &self.apic {
+            let exits = PrimaryControls::CR8_LOAD_EXITING | PrimaryControls::CR8_STORE_EXITING;
+            self.primary = self.primary - exits | Controls::KEEP_PRIMARY;
+            self.secondary |= Controls::KEEP_SECONDARY;
+            vmcs::VIRTUAL_APIC.write(page.hpa());
+            vmcs::TPR_THRESHOLD.write(TprThreshold(0));
+            vmcs::GUEST_INTERRUPT_STATUS.write(InterruptStatus(0));
+            for field in EOI_EXITS {
+                field.write(EoiExits(0));
+            }
+        }
         self.timer_rate = controls.timer_rate;
         self.flush = controls.flush;
         self.limits = cpu.limits;
@@ -125,8 +157,8 @@ impl Inner {
         self.switched = cpu.switched;
 
         vmcs::PIN_CONTROLS.write(controls.pin);
-        vmcs::PRIMARY_CONTROLS.write(controls.primary);
-        vmcs::SECONDARY_CONTROLS.write(controls.secondary);
+        vmcs::PRIMARY_CONTROLS.write(self.primary);
+        vmcs::SECONDARY_CONTROLS.write(self.secondary);
         vmcs::EXIT_CONTROLS.write(controls.exit);
         vmcs::ENTRY_CONTROLS.write(controls.entry);
         vmcs::EXCEPTION_BITMAP.write(ExceptionBitmap(EXCEPTIONS));
@@ -141,7 +173,8 @@ impl Inner {
         let [io_a, io_b] = self.io_bitmaps;
         vmcs::IO_BITMAP_A.write(io_a);
         vmcs::IO_BITMAP_B.write(io_b);
-        vmcs::MSR_BITMAP.write(self.msr_bitmap);
+        let [msr_bitmap, _] = self.msr_bitmaps;
+        vmcs::MSR_BITMAP.write(msr_bitmap);
         vmcs::EPT_POINTER.write(self.ept);
         vmcs::TSC_OFFSET.write(TscOffset(0));
         vmcs::CR0_MASK.write(Cr0(!CR0_OWN));
@@ -178,6 +211,16 @@ impl Inner {
         vmcs::HOST_RSP.write(Linear(self.area.stack_top()));
         let exited: unsafe extern "C" fn() = exited;
         vmcs::HOST_RIP.write(Linear(exited as usize as u64));
+    }
+
+    /// Sets whose ends of interrupts exit; the VMCS is written only where that changes.
+    fn tell_ends(&mut self, told: [u64; 4]) {
+        if self.told_ends != told {
+            self.told_ends = told;
+            for (field, word) in EOI_EXITS.into_iter().zip(told) {
+                field.write(EoiExits(word));
+            }
+        }
     }
 
     /// Forgets the linear translations that the guest's own change of its paging mode made stale. Without VPIDs every
@@ -450,8 +493,11 @@ impl Vcpu<Vmx> for VmxVcpu {
             vmcs,
             // Write-back tables of four levels, with accessed and dirty flags where the CPU has them (SDM table 25-9).
             ept: EptPointer(nested_root.get() | ept_flags() | 3 << 3 | 6),
-            msr_bitmap: domain.msr_bitmap(),
+            msr_bitmaps: domain.msr_bitmaps(),
             io_bitmaps: domain.io_bitmaps(),
+            apic: None,
+            x2apic: false,
+            told_ends: [0; 4],
             host: None,
             attached: false,
             tag: Tag::NONE,
@@ -464,6 +510,7 @@ impl Vcpu<Vmx> for VmxVcpu {
             },
             pin: PinControls::empty(),
             primary: PrimaryControls::empty(),
+            secondary: SecondaryControls::empty(),
             timer_rate: None,
             limits: Limits {
                 cr0_allowed: 0,
@@ -810,6 +857,71 @@ impl Vcpu<Vmx> for VmxVcpu {
     fn request_interrupt_window(&mut self) {
         self.0
             .change_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING, true);
+    }
+
+    const KEEPS_APIC: bool = true;
+
+    fn add_apic(&mut self) -> Result<(), OutOfMemory> {
+        self.0.apic = Some(Frame::new()?);
+        Ok(())
+    }
+
+    fn lend_apic(&mut self, lent: &VirtualApic) {
+        let inner = &mut *self.0;
+        let Some(frame) = &mut inner.apic else {
+            return;
+        };
+        let page = frame.bytes_mut();
+        apic::set_task_priority(page, lent.task_priority);
+        apic::set_in_service(page, lent.in_service);
+        apic::set_requested(page, lent.interrupts.requested);
+        let status = apic::status(&lent.interrupts.requested, &lent.in_service);
+        vmcs::GUEST_INTERRUPT_STATUS.write(InterruptStatus(status));
+        inner.tell_ends(lent.interrupts.told_ends);
+        if inner.x2apic != lent.x2apic {
+            inner.x2apic = lent.x2apic;
+            inner.secondary.set(Controls::KEEP_X2APIC, lent.x2apic);
+            let [plain, x2apic] = inner.msr_bitmaps;
+            vmcs::SECONDARY_CONTROLS.write(inner.secondary);
+            vmcs::MSR_BITMAP.write(if lent.x2apic { x2apic } else { plain });
+        }
+    }
+
+    fn lend_interrupts(&mut self, more: &VirtualInterrupts) {
+        let inner = &mut *self.0;
+        let Some(frame) = &mut inner.apic else {
+            return;
+        };
+        let page = frame.bytes_mut();
+        let mut requested = apic::requested(page);
+        for (word, more) in requested.iter_mut().zip(more.requested) {
+            *word |= more;
+        }
+        apic::set_requested(page, requested);
+        let status = apic::status(&requested, &apic::in_service(page));
+        vmcs::GUEST_INTERRUPT_STATUS.write(InterruptStatus(status));
+        let told = core::array::from_fn(|index| {
+            let of = |words: &[u64; 4]| words.get(index).copied().unwrap_or(0);
+            of(&inner.told_ends) | of(&more.told_ends)
+        });
+        inner.tell_ends(told);
+    }
+
+    fn take_back_apic(&mut self) -> VirtualApic {
+        let inner = &mut *self.0;
+        let Some(frame) = &inner.apic else {
+            return VirtualApic::default();
+        };
+        let page = frame.bytes();
+        VirtualApic {
+            task_priority: apic::task_priority(page),
+            in_service: apic::in_service(page),
+            x2apic: inner.x2apic,
+            interrupts: VirtualInterrupts {
+                requested: apic::requested(page),
+                told_ends: inner.told_ends,
+            },
+        }
     }
 
     fn state(&self) -> VcpuState {

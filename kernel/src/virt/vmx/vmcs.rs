@@ -314,6 +314,12 @@ newtypes! {
     Qualification(u64);
     /// Link to a shadow VMCS; all ones for none.
     LinkPointer(u64);
+    /// One bit a vector of a quarter of all: those whose end of interrupt exits.
+    EoiExits(u64);
+    /// The class of the task priority below which there is an exit.
+    TprThreshold(u32);
+    /// Guest interrupt status (SDM 25.4.2): the highest vector requested, and the highest in service.
+    InterruptStatus(u16);
     /// Value of IA32_SYSENTER_CS.
     SysenterCs(u32);
 }
@@ -661,7 +667,12 @@ fields! {
     0x2002 IO_BITMAP_B: W64 Hpa;
     0x2004 MSR_BITMAP: W64 Hpa;
     0x2010 TSC_OFFSET: W64 TscOffset;
+    0x2012 VIRTUAL_APIC: W64 Hpa;
     0x201a EPT_POINTER: W64 EptPointer;
+    0x201c EOI_EXITS_0: W64 EoiExits;
+    0x201e EOI_EXITS_1: W64 EoiExits;
+    0x2020 EOI_EXITS_2: W64 EoiExits;
+    0x2022 EOI_EXITS_3: W64 EoiExits;
     0x202e ENCLS_BITMAP: W64 InstructionBitmap;
     0x2036 ENCLV_BITMAP: W64 InstructionBitmap;
     0x4000 PIN_CONTROLS: W32 PinControls;
@@ -678,6 +689,7 @@ fields! {
     0x4016 ENTRY_INTERRUPTION_INFO: W32 InterruptionInfo;
     0x4018 ENTRY_ERROR_CODE: W32 ErrorCode;
     0x401a ENTRY_INSTRUCTION_LENGTH: W32 InstructionLength;
+    0x401c TPR_THRESHOLD: W32 TprThreshold;
     0x401e SECONDARY_CONTROLS: W32 SecondaryControls;
     0x6000 CR0_MASK: Natural Cr0;
     0x6002 CR4_MASK: Natural Cr4;
@@ -706,6 +718,7 @@ fields! {
     0x080a GUEST_GS_SELECTOR: W16 Selector;
     0x080c GUEST_LDTR_SELECTOR: W16 Selector;
     0x080e GUEST_TR_SELECTOR: W16 Selector;
+    0x0810 GUEST_INTERRUPT_STATUS: W16 InterruptStatus;
     0x2800 VMCS_LINK_POINTER: W64 LinkPointer;
     0x2802 GUEST_DEBUGCTL: W64 DebugCtl;
     0x2804 GUEST_PAT: W64 Pat;
