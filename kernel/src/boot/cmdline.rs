@@ -3,6 +3,8 @@
 use log::LevelFilter;
 use spin::Once;
 
+use crate::rules::speculation::Choice;
+
 /// What to do when the machine's work has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -25,6 +27,8 @@ pub struct Options<'a> {
     pub end: End,
     /// `maxcpus=`: how many CPUs are brought up at most; at least 1.
     pub maxcpus: u32,
+    /// `mitigations=`: who decides what is done against speculative execution.
+    pub mitigations: Choice,
     /// `test=`: the machine-test scenario to run.
     pub test: Option<&'a str>,
     /// `root=`: the guest that becomes the first domain, instead of the control guest.
@@ -38,6 +42,7 @@ impl Options<'_> {
         panic: End::PowerOff,
         end: End::PowerOff,
         maxcpus: u32::MAX,
+        mitigations: Choice::Auto,
         test: None,
         root: None,
     };
@@ -61,6 +66,7 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
         "panic" => options.panic = end(value)?,
         "end" => options.end = end(value)?,
         "maxcpus" => options.maxcpus = value.parse().ok().filter(|&count| count > 0)?,
+        "mitigations" => options.mitigations = Choice::parse(value)?,
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
         "root" => options.root = Some(value).filter(|name| !name.is_empty()),
         // These are the first domain's own.
@@ -109,6 +115,7 @@ pub fn options() -> &'static Options<'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::speculation::Mitigations;
 
     fn quiet(text: &str) -> Options<'_> {
         parse(text, |word| panic!("complained about {word}"))
@@ -122,8 +129,9 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let options =
-            quiet("log=trace panic=halt end=reboot maxcpus=3 test=cpu root=a guests=a,b\n");
+        let options = quiet(
+            "log=trace panic=halt end=reboot maxcpus=3 mitigations=off test=cpu root=a guests=a,b\n",
+        );
         assert_eq!(
             options,
             Options {
@@ -131,6 +139,7 @@ mod tests {
                 panic: End::Halt,
                 end: End::Reboot,
                 maxcpus: 3,
+                mitigations: Choice::Just(Mitigations::empty()),
                 test: Some("cpu"),
                 root: Some("a"),
             }
@@ -141,7 +150,7 @@ mod tests {
     fn nonsense_is_reported_and_has_no_effect() {
         let mut seen = Vec::new();
         let options = parse(
-            "quiet maxcpus=0 log=loud maxcpus=x colour=blue end=",
+            "quiet maxcpus=0 log=loud maxcpus=x colour=blue end= mitigations=none",
             |word| seen.push(word),
         );
         assert_eq!(options, Options::DEFAULT);
@@ -153,7 +162,8 @@ mod tests {
                 "log=loud",
                 "maxcpus=x",
                 "colour=blue",
-                "end="
+                "end=",
+                "mitigations=none"
             ]
         );
     }
