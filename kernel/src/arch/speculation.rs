@@ -13,13 +13,15 @@ use super::cpu::cpus;
 use super::errata;
 use super::msr::{self, Msr};
 use crate::boot::cmdline;
-use crate::rules::speculation::{self as rules, Circumstances, Facts, Mitigations, Plan};
+use crate::rules::speculation::{self as rules, Circumstances, Facts, Mitigations, Plan, Rsb};
 
 /// EFER.AIBRSE (APM2 3.1.7).
 const EFER_AUTOMATIC_IBRS: u64 = 1 << 21;
 /// CR4.SMEP, and CPUID leaf 7 EBX for it.
 const CR4_SMEP: u64 = 1 << 20;
 const EBX_SMEP: u32 = 1 << 7;
+/// DE_CFG: LFENCE waits for all that is before it.
+const DE_CFG_LFENCE: u64 = 1 << 1;
 /// IA32_PRED_CMD.IBPB.
 const IBPB: u64 = 1 << 0;
 
@@ -72,18 +74,31 @@ pub fn enable() -> Plan {
     if plan.taken.contains(Mitigations::IBPB) {
         BARRIERS.store(true, Ordering::Relaxed);
     }
-    if plan.kernel_spec_ctrl != 0 {
-        // SAFETY: the plan has bits that this CPU announces; they change predictions only.
-        unsafe { msr::write(Msr::IA32_SPEC_CTRL, plan.kernel_spec_ctrl) };
+    // Where there is no such register, the plan has no bit for it; else it is to be as the plan says, whatever the firmware left.
+    // SAFETY: its bits change predictions only.
+    let written = unsafe { msr::try_write(Msr::IA32_SPEC_CTRL, plan.kernel_spec_ctrl) };
+    if !written && plan.kernel_spec_ctrl != 0 {
+        log::warn!(
+            "speculation: SPEC_CTRL does not take {:#x}, which the CPU announces",
+            plan.kernel_spec_ctrl
+        );
     }
     if plan.automatic_ibrs {
-        // SAFETY: as above, and the rest of EFER stays.
+        // SAFETY: as above; the CPU announces it, and the rest of EFER stays.
         unsafe {
             msr::write(
                 Msr::IA32_EFER,
                 msr::read(Msr::IA32_EFER) | EFER_AUTOMATIC_IBRS,
             );
         }
+    }
+    // What comes before the first return after an exit ends in an LFENCE. Only AMD's CPUs have this register, and only those of some
+    // families need it.
+    if plan.rsb != Rsb::Untouched
+        && let Some(configuration) = msr::try_read(Msr::DE_CFG)
+    {
+        // SAFETY: LFENCE does no less than before.
+        let _ = unsafe { msr::try_write(Msr::DE_CFG, configuration | DE_CFG_LFENCE) };
     }
     // IBRS that is set once keeps guests' return stacks out where SMEP is on, too. The kernel has no page of user mode.
     if plan.taken.contains(Mitigations::IBRS)
@@ -105,8 +120,8 @@ pub fn parts_domains() -> bool {
 }
 
 /// An indirect branch prediction barrier: what was executed before it on the calling CPU predicts no indirect branch after it.
-/// Only where the CPU announces it.
+/// Nothing happens on a CPU that lacks what the boot CPU announces, for want of its microcode.
 pub fn barrier() {
     // SAFETY: it changes predictions only.
-    unsafe { msr::write(Msr::IA32_PRED_CMD, IBPB) };
+    let _ = unsafe { msr::try_write(Msr::IA32_PRED_CMD, IBPB) };
 }

@@ -143,6 +143,27 @@ fn a_skylake_needs_all_of_it() {
 }
 
 #[test]
+fn each_no_is_believed_by_itself() {
+    const L1D_AND_VERW: Mitigations = Mitigations::L1D.union(Mitigations::VERW);
+    let needs = |says: u64, ebx: u32| {
+        let cpu = Cpu {
+            l7: [0, ebx, 0, SKYLAKE.l7[3] | TELLS],
+            capabilities: Some(says),
+            ..SKYLAKE
+        };
+        cpu.plan().taken & L1D_AND_VERW
+    };
+    let (rdcl_no, skip, mds_no, taa_no) = (1, 1 << 3, 1 << 5, 1 << 8);
+    assert_eq!(needs(0, 0), L1D_AND_VERW);
+    assert_eq!(needs(rdcl_no, 0), Mitigations::VERW);
+    assert_eq!(needs(skip, 0), Mitigations::VERW);
+    assert_eq!(needs(mds_no, 0), Mitigations::L1D);
+    assert_eq!(needs(mds_no, RTM), L1D_AND_VERW);
+    assert_eq!(needs(mds_no | taa_no, RTM), Mitigations::L1D);
+    assert_eq!(needs(taa_no, 0), L1D_AND_VERW);
+}
+
+#[test]
 fn without_its_microcode_it_lacks_what_that_brings() {
     let plan = OLD_SKYLAKE.plan();
     assert_eq!(plan.taken, Mitigations::RSB);

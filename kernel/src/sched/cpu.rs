@@ -159,8 +159,8 @@ impl<V: Vendor> Kernel<V> {
             .store(vcpu.domain.number.into(), Ordering::SeqCst);
         // After the domain is known: who changes its tables waits for this CPU, or has changed the epoch before.
         self.sched.flush(state, hardware);
-        if speculation::parts_domains() && state.enters_another(vcpu.domain.number) {
-            speculation::barrier();
+        if speculation::parts_domains() {
+            state.part_domains(vcpu.domain.number);
         }
         context.attach(hardware);
         let mut run = Run {
@@ -335,12 +335,14 @@ impl<V: Vendor> Kernel<V> {
 }
 
 impl<V: Vendor> CpuState<V> {
-    /// Whether the domain that is entered now is another one than the last.
-    fn enters_another(&self, domain: u32) -> bool {
-        let domain = u64::from(domain);
-        let last = self.entered.load(Ordering::Relaxed);
-        self.entered.store(domain, Ordering::Relaxed);
-        last != domain
+    /// Puts a barrier between the domain that is entered now and the last, if that was another one: its branches are not to be predicted
+    /// by what the other did.
+    #[inline(never)]
+    fn part_domains(&self, domain: u32) {
+        let last = self.entered.swap(domain.into(), Ordering::Relaxed);
+        if last != u64::from(domain) {
+            speculation::barrier();
+        }
     }
 }
 

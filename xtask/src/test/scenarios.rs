@@ -584,9 +584,10 @@ pub static ALL: &[Scenario] = &[
     Scenario {
         name: "speculation",
         machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        smp: 1,
         predictions: true,
-        command_line: "guests=privileged,spin mitigations=all",
-        guests: Some(&["privileged", "spin"]),
+        command_line: "guests=privileged mitigations=all",
+        guests: Some(&["privileged"]),
         suites: &["privileged"],
         expectations: &[
             never("no-panic", "panic at"),
@@ -625,7 +626,7 @@ pub static ALL: &[Scenario] = &[
     Scenario {
         name: "one-cpu",
         smp: 1,
-        command_line: "guests=spin,hello",
+        command_line: "guests=spin,hello mitigations=all",
         guests: Some(&["spin", "hello"]),
         expectations: &[
             ordered(
