@@ -550,6 +550,7 @@ layout!(SaveArea {
     br_to = 0x280,
     last_exception_from = 0x288,
     last_exception_to = 0x290,
+    spec_ctrl = 0x2e0,
 });
 
 layout!(Vmcb {
