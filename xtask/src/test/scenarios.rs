@@ -764,6 +764,7 @@ pub static ALL: &[Scenario] = &[
     },
     Scenario {
         name: "kernel",
+        predictions: true,
         command_line: "test=cpu",
         guests: Some(&["hello"]),
         suites: &["kernel"],
