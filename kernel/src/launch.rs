@@ -6,13 +6,14 @@ use alloc::boxed::Box;
 use spin::Once;
 
 use crate::arch::cpu::Cpu;
-use crate::arch::{fpu, nmi_tick, power, time, trap};
+use crate::arch::{errata, fpu, nmi_tick, power, speculation, time, trap};
 use crate::boot::cmdline;
 use crate::mem::frames::frames;
 use crate::mem::{Amounts, Budget, Ref, heap};
 use crate::object::{Kernel, keeps_apics};
 use crate::root;
 use crate::rules::cpuid::GuestIdentity;
+use crate::rules::speculation::ArchCapabilities;
 use crate::sched::Sched;
 use crate::selftest;
 
@@ -65,6 +66,7 @@ fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
             "served by the kernel"
         }
     );
+    speculation::report();
     if !V::bounds_runs() && nmi_tick::is_needed() {
         nmi_tick::start();
     }
@@ -138,6 +140,7 @@ fn identity<V: Vendor>() -> GuestIdentity {
         tsc_khz: u32::try_from(time::tsc_hz() / 1000).unwrap_or(0),
         apic_khz: 0,
         physical_bits: PHYSICAL_BITS.min(host_cpuid(0x8000_0008, 0)[0] as u8),
+        arch_capabilities: errata::arch_capabilities().map(ArchCapabilities::for_guests),
     }
 }
 

@@ -6,6 +6,7 @@
 mod baseline;
 mod figures;
 mod linux_boot;
+mod mitigations;
 mod plot;
 
 use std::fs::{self, File};
@@ -35,26 +36,34 @@ use baseline::Baseline;
 use figures::Figure;
 
 /// What runs on a machine, and measures.
-struct Run {
+struct Run<'a> {
     /// What its log is called.
-    name: &'static str,
+    name: &'a str,
     /// The kernel's command line.
-    command_line: &'static str,
+    command_line: &'a str,
     /// The guests that the control guest finds.
-    guests: &'static [&'static str],
+    guests: &'a [&'a str],
+    /// Memory in MiB; less where the machine cannot have so much.
+    memory: u32,
+    /// Whether the CPU announces the registers against speculative execution.
+    predictions: bool,
 }
 
 /// A guest that has the machine to itself, and a PC beside the control guest.
-const RUNS: [Run; 2] = [
+const RUNS: [Run<'_>; 2] = [
     Run {
         name: "bench",
         command_line: "root=bench",
         guests: &[],
+        memory: MEMORY,
+        predictions: false,
     },
     Run {
         name: "pcbench",
         command_line: "guests=pcbench",
         guests: &["pcbench"],
+        memory: MEMORY,
+        predictions: false,
     },
 ];
 /// Memory in MiB: for a thousand domains of 2 MiB. Where there is less, the guest makes fewer.
@@ -71,6 +80,8 @@ pub enum What {
     Exits,
     /// Instructions from Linux's first to its prompt, in a domain and directly in QEMU; on qemu-svm
     LinuxBoot,
+    /// What each mitigation of speculative execution adds to exits and switches
+    Mitigations,
 }
 
 /// The options of `cargo xtask bench`.
@@ -100,13 +111,17 @@ pub struct Options {
 
 /// `cargo xtask bench`.
 pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
-    if options.what == What::LinuxBoot {
+    if options.what != What::Exits {
         anyhow::ensure!(
             !options.check && !options.save && options.json.is_none() && options.svg.is_none(),
-            "linux-boot has no baseline, for its figures depend on the host's time, and is printed only\n  \
-             try: cargo xtask bench linux-boot"
+            "only exits have a baseline, the others are printed only\n  \
+             try: cargo xtask bench"
         );
-        return linux_boot::main(options);
+    }
+    match options.what {
+        What::Exits => {}
+        What::LinuxBoot => return linux_boot::main(options),
+        What::Mitigations => return mitigations::main(options),
     }
     let workspace = Workspace::load()?;
     let (kind, why) = choose(options.on, &Host::look());
@@ -229,7 +244,7 @@ fn loaded_bytes(file: &[u8]) -> anyhow::Result<u64> {
         .sum())
 }
 
-impl Run {
+impl Run<'_> {
     /// The figures that its machine prints.
     fn measure(
         &self,
@@ -238,6 +253,21 @@ impl Run {
         build: &Build,
         tools: &Tools,
     ) -> anyhow::Result<Vec<Figure>> {
+        let lines = self.lines(kind, workspace, build, tools)?;
+        Ok(lines
+            .iter()
+            .filter_map(|line| Figure::parse(line))
+            .collect())
+    }
+
+    /// All that its machine prints; there are figures among it.
+    fn lines(
+        &self,
+        kind: Kind,
+        workspace: &Workspace,
+        build: &Build,
+        tools: &Tools,
+    ) -> anyhow::Result<Vec<String>> {
         let site = Site::new(&workspace.machines())?;
         image::write(
             &site.disk(),
@@ -249,11 +279,12 @@ impl Run {
         let equipment = Equipment {
             kind,
             smp: 1,
-            memory: MEMORY.min(kind.most_memory()),
+            memory: self.memory.min(kind.most_memory()),
             display: false,
             gdb: None,
             instruction_ns: Some(1),
             recorded: false,
+            predictions: self.predictions,
         };
         let logs = workspace.target.join("test-logs");
         let log = logs.join(format!("{kind}-{}.log", self.name));
@@ -270,11 +301,8 @@ impl Run {
             |line| step.detail(line),
         );
         machine.kill();
-        let figures: Vec<_> = lines
-            .iter()
-            .filter_map(|line| Figure::parse(line))
-            .collect();
-        if ending != Ending::Status(0) || figures.is_empty() {
+        let figures = lines.iter().filter_map(|line| Figure::parse(line)).count();
+        if ending != Ending::Status(0) || figures == 0 {
             step.done("FAILED");
             for line in lines.iter().rev().take(LAST_WORDS).rev() {
                 eprintln!("  {line}");
@@ -284,8 +312,8 @@ impl Run {
                 self.command_line
             );
         }
-        step.done(&format!("{} operations", figures.len()));
-        Ok(figures)
+        step.done(&format!("{figures} operations"));
+        Ok(lines)
     }
 }
 

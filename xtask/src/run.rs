@@ -112,6 +112,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         gdb,
         instruction_ns: None,
         recorded: false,
+        predictions: false,
     };
     equipment.check()?;
     image::check_guests(&workspace, &options.append)?;

@@ -117,6 +117,13 @@ fn may_exist(msr: u32, pc: bool) -> bool {
         0x10 | 0x3b | 0x8b | 0x179 | 0x17a | 0x1d9 => true,
         // MTRRs and PAT.
         0xfe | 0x200..=0x20f | 0x250 | 0x258 | 0x259 | 0x268..=0x26f | 0x277 | 0x2ff => true,
+        // SPEC_CTRL; PRED_CMD; ARCH_CAPABILITIES.
+        0x48 => predictions(
+            1 << 26 | 1 << 27 | 1 << 31,
+            1 << 14 | 1 << 15 | 1 << 24 | 1 << 28,
+        ),
+        0x49 => predictions(1 << 26, 1 << 12),
+        0x10a => predictions(1 << 29, 0),
         // SYSENTER.
         0x174..=0x176 => true,
         // PLATFORM_ID, FEATURE_CONTROL, MISC_ENABLE.
@@ -128,6 +135,15 @@ fn may_exist(msr: u32, pc: bool) -> bool {
         // SYSCFG, HWCR, NB_CFG, VM_CR.
         0xc001_0010 | 0xc001_0015 | 0xc001_001f | 0xc001_0114 => amd,
         _ => false,
+    }
+}
+
+/// Whether CPUID announces one of these: Intel's in EDX of leaf 7, AMD's in EBX of leaf 8000_0008.
+fn predictions(intel: u32, amd: u32) -> bool {
+    if cpu::is_amd() {
+        cpu::cpuid(0x8000_0008, 0).ebx & amd != 0
+    } else {
+        cpu::cpuid(7, 0).edx & intel != 0
     }
 }
 
@@ -166,7 +182,8 @@ fn readable(first: u32, end: u32) -> Result<([u32; MOST as usize], usize), Why> 
 
 /// An attack on MSRs, whose attacker is told whether it is a PC. The suite's own MSRs stay as they are.
 fn attack(attack: fn() -> Outcome, platform: u32) -> Outcome {
-    const OWN: [u32; 13] = [
+    const OWN: [u32; 14] = [
+        0x48,
         0x174,
         0x175,
         0x176,

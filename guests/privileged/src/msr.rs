@@ -19,6 +19,10 @@ const TSC: u32 = 0x10;
 const SYSENTER_CS: u32 = 0x174;
 const SYSENTER_ESP: u32 = 0x175;
 const SYSENTER_EIP: u32 = 0x176;
+const SPEC_CTRL: u32 = 0x48;
+const PRED_CMD: u32 = 0x49;
+const ARCH_CAPABILITIES: u32 = 0x10a;
+const FLUSH_CMD: u32 = 0x10b;
 
 const SCE: u64 = 1 << 0;
 const LME: u64 = 1 << 8;
@@ -268,4 +272,102 @@ pub fn tsc_monotonic() -> Outcome {
         }
     }
     Ok(())
+}
+
+fn unreadable(msr: u32) -> Outcome {
+    let registers = Gprs {
+        rcx: u64::from(msr),
+        ..Gprs::ZERO
+    };
+    let trap = trapped(snippet!("rdmsr").run(registers), vector::GP)?;
+    check_eq!(trap.error, 0, "error code");
+    Ok(())
+}
+
+/// The bits of SPEC_CTRL that CPUID announces (SDM vol. 4 table 2-2; APM2 3.2.9).
+fn spec_ctrl_bits() -> u64 {
+    let gather = |register: u32, rules: &[(u32, u64)]| {
+        rules
+            .iter()
+            .filter(|(bit, _)| register & 1 << bit != 0)
+            .fold(0, |all, (_, bits)| all | bits)
+    };
+    if cpu::is_amd() {
+        let sizes = cpu::cpuid(0x8000_0008, 0).ebx;
+        return gather(sizes, &[(14, 1), (15, 2), (24, 4), (28, 0x80)]);
+    }
+    let features = cpu::cpuid(7, 0);
+    let bits = gather(features.edx, &[(26, 1), (27, 2), (31, 4)]);
+    if features.eax < 2 {
+        return bits;
+    }
+    let more = [(0, 0x80), (1, 0x18), (2, 0x60), (4, 0x400)];
+    bits | gather(cpu::cpuid(7, 2).edx, &more)
+}
+
+/// It is there if one of its bits is, keeps those and refuses all others, also over exits and turns of others on the CPU.
+pub fn spec_ctrl() -> Outcome {
+    let offered = spec_ctrl_bits();
+    if offered == 0 {
+        unreadable(SPEC_CTRL)?;
+        return refused(SPEC_CTRL, 0);
+    }
+    check_eq!(rdmsr(SPEC_CTRL)?, 0, "SPEC_CTRL at the start");
+    for bit in (0..64).map(|bit| 1 << bit) {
+        if offered & bit != 0 {
+            keeps(SPEC_CTRL, bit)?;
+        } else {
+            refused(SPEC_CTRL, bit)?;
+        }
+    }
+    for value in [offered, 0, offered] {
+        wrmsr(SPEC_CTRL, value)?;
+        for _ in 0..10 {
+            plinth_rt::hypercall::yield_now();
+        }
+        check_eq!(rdmsr(SPEC_CTRL)?, value, "SPEC_CTRL afterwards");
+    }
+    wrmsr(SPEC_CTRL, 0)?;
+    Ok(())
+}
+
+/// A command, which is not there to be read.
+pub fn prediction_command() -> Outcome {
+    unreadable(PRED_CMD)?;
+    let offered = if cpu::is_amd() {
+        cpu::cpuid(0x8000_0008, 0).ebx & 1 << 12 != 0
+    } else {
+        cpu::cpuid(7, 0).edx & 1 << 26 != 0
+    };
+    if !offered {
+        return refused(PRED_CMD, 1);
+    }
+    wrmsr(PRED_CMD, 0)?;
+    wrmsr(PRED_CMD, 1)?;
+    refused(PRED_CMD, 2)?;
+    refused(PRED_CMD, 1 << 63)
+}
+
+pub fn arch_capabilities() -> Outcome {
+    if cpu::is_amd() || cpu::cpuid(7, 0).edx & 1 << 29 == 0 {
+        unreadable(ARCH_CAPABILITIES)?;
+    } else {
+        // Bits of registers that guests do not have.
+        check_eq!(
+            rdmsr(ARCH_CAPABILITIES)? & (1 << 7 | 1 << 9 | 1 << 18 | 1 << 25),
+            0,
+            "TSX_CTRL, MCU_CONTROL, FB_CLEAR_CTRL, GDS_CTRL"
+        );
+    }
+    refused(ARCH_CAPABILITIES, 0)
+}
+
+/// The L1 data cache is flushed for guests, not by them.
+pub fn no_flush_command() -> Outcome {
+    check!(
+        cpu::is_amd() || cpu::cpuid(7, 0).edx & 1 << 28 == 0,
+        "L1D_FLUSH is shown"
+    );
+    unreadable(FLUSH_CMD)?;
+    refused(FLUSH_CMD, 1)
 }

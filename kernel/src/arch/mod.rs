@@ -20,6 +20,7 @@ mod pat;
 pub mod pic;
 pub mod power;
 pub mod smp;
+pub mod speculation;
 pub mod stacks;
 pub mod time;
 pub mod trap;

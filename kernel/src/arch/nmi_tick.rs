@@ -8,19 +8,15 @@
 
 use x86_64::instructions::port::Port;
 
-use super::irq;
+use super::{errata, irq};
 
 /// The PIT's line.
 const PIT_LINE: u8 = 0;
 /// Ticks of the PIT (1.193182 MHz) between two NMIs: a hundredth of a second.
 const PERIOD: u16 = 11_932;
-/// The debug port of Bochs, which reads its own number.
-const DEBUG_PORT: u16 = 0xe9;
-
 /// Whether this machine is Bochs.
 pub fn is_needed() -> bool {
-    // SAFETY: a port without a device reads all ones; with Bochs's, or QEMU's of the same kind, reading has no effect.
-    unsafe { Port::<u8>::new(DEBUG_PORT).read() == DEBUG_PORT as u8 }
+    errata::is_bochs()
 }
 
 /// Starts the tick. Nothing stops it: the kernel uses the PIT for nothing else after calibration.

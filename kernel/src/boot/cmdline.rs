@@ -3,6 +3,8 @@
 use log::LevelFilter;
 use spin::Once;
 
+use crate::rules::speculation::Choice;
+
 /// What to do when the machine's work has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -36,6 +38,8 @@ pub struct Options<'a> {
     pub maxcpus: u32,
     /// `apic=`: who serves guests' local APICs.
     pub apic: Apics,
+    /// `mitigations=`: who decides what is done against speculative execution.
+    pub mitigations: Choice,
     /// `test=`: the machine-test scenario to run.
     pub test: Option<&'a str>,
     /// `root=`: the guest that becomes the first domain, instead of the control guest.
@@ -50,6 +54,7 @@ impl Options<'_> {
         end: End::PowerOff,
         maxcpus: u32::MAX,
         apic: Apics::Auto,
+        mitigations: Choice::Auto,
         test: None,
         root: None,
     };
@@ -80,6 +85,7 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
                 _ => return None,
             }
         }
+        "mitigations" => options.mitigations = Choice::parse(value)?,
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
         "root" => options.root = Some(value).filter(|name| !name.is_empty()),
         // These are the first domain's own.
@@ -128,6 +134,7 @@ pub fn options() -> &'static Options<'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::speculation::Mitigations;
 
     fn quiet(text: &str) -> Options<'_> {
         parse(text, |word| panic!("complained about {word}"))
@@ -142,7 +149,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let options = quiet(
-            "log=trace panic=halt end=reboot maxcpus=3 apic=software test=cpu root=a guests=a,b\n",
+            "log=trace panic=halt end=reboot maxcpus=3 apic=software mitigations=off test=cpu root=a guests=a,b\n",
         );
         assert_eq!(
             options,
@@ -152,6 +159,7 @@ mod tests {
                 end: End::Reboot,
                 maxcpus: 3,
                 apic: Apics::Software,
+                mitigations: Choice::Just(Mitigations::empty()),
                 test: Some("cpu"),
                 root: Some("a"),
             }
@@ -162,7 +170,7 @@ mod tests {
     fn nonsense_is_reported_and_has_no_effect() {
         let mut seen = Vec::new();
         let options = parse(
-            "quiet maxcpus=0 log=loud maxcpus=x colour=blue end=",
+            "quiet maxcpus=0 log=loud maxcpus=x colour=blue end= mitigations=none",
             |word| seen.push(word),
         );
         assert_eq!(options, Options::DEFAULT);
@@ -174,7 +182,8 @@ mod tests {
                 "log=loud",
                 "maxcpus=x",
                 "colour=blue",
-                "end="
+                "end=",
+                "mitigations=none"
             ]
         );
     }

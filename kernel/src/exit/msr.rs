@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use super::{Next, apic, control, instruction, raise};
 use crate::arch::msr::Msr;
-use crate::arch::time;
+use crate::arch::{speculation, time};
 use crate::object::{Context, Run};
 use crate::rules::GeneralProtection;
 use crate::rules::cr::ControlState;
@@ -41,6 +41,10 @@ impl<V: Vendor> Rules for View<'_, V> {
 
     fn set_switched(&mut self, msr: u32, value: u64) -> bool {
         self.hw.set_msr(Msr(msr), value)
+    }
+
+    fn prediction_barrier(&mut self) {
+        speculation::barrier();
     }
 }
 

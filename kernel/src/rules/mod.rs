@@ -7,6 +7,7 @@
 pub mod cpuid;
 pub mod cr;
 pub mod msr;
+pub mod speculation;
 
 /// The instruction raises #GP with error code 0, and has changed nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

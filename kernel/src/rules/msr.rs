@@ -6,8 +6,7 @@
 //!
 //! SDM vol. 4; vol. 3 13.11 (MTRRs), 13.12 (PAT), 16.3 (machine check), 19.17 (TSC); APM2 appendix A.
 //!
-//! Not offered, and so #GP: SPEC_CTRL, PRED_CMD and ARCH_CAPABILITIES, performance counters, the MSRs of VMX and SVM but for
-//! those below, OSVW. Those of the local APIC are in `intc`, those of KVM's clock in `object::Clock`.
+//! Not offered, and so #GP: FLUSH_CMD, VIRT_SPEC_CTRL, performance counters, the MSRs of VMX and SVM but for those below, OSVW. Those of the local APIC are in `intc`, those of KVM's clock in `object::Clock`.
 
 use super::cpuid::Features;
 use super::cr::{ControlState, write_efer};
@@ -21,8 +20,11 @@ pub mod number {
     pub const APIC_BASE: u32 = 0x1b;
     pub const FEATURE_CONTROL: u32 = 0x3a;
     pub const TSC_ADJUST: u32 = 0x3b;
+    pub const SPEC_CTRL: u32 = 0x48;
+    pub const PRED_CMD: u32 = 0x49;
     pub const BIOS_SIGN_ID: u32 = 0x8b;
     pub const MTRR_CAP: u32 = 0xfe;
+    pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
@@ -68,6 +70,8 @@ const HWCR_WITHOUT_EFFECT: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 /// NB_CFG: EnableCf8ExtCfg, which lets CF8 reach the extended configuration space (BKDG for family 10h). A system that finds such
 /// a family sets it without asking for a feature; a guest's PCI has no extended space, so it changes nothing.
 const NB_CFG_WITHOUT_EFFECT: u64 = 1 << 46;
+/// PRED_CMD: a barrier of indirect branch predictions (SDM vol. 4 table 2-2; APM2 3.2.9).
+const PRED_CMD_IBPB: u64 = 1;
 /// VM_CR: LOCK and SVMDIS (APM2 15.30.1): SVM is off and stays so.
 const VM_CR: u64 = 1 << 3 | 1 << 4;
 
@@ -85,6 +89,8 @@ pub trait Context {
     fn switched(&self, msr: u32) -> Option<u64>;
     /// Writes such an MSR with a value that has been checked; false: not one of these.
     fn set_switched(&mut self, msr: u32, value: u64) -> bool;
+    /// Puts a barrier into the CPU's indirect branch predictions (IBPB).
+    fn prediction_barrier(&mut self);
 }
 
 /// The MSRs of a vCPU that no hardware switches. MTRRs have no effect: the nested page tables honour the machine's own.
@@ -160,6 +166,7 @@ fn is_switched(msr: u32, features: &Features) -> bool {
         n::LSTAR | n::CSTAR | n::SFMASK => features.syscall && features.long_mode,
         n::FS_BASE | n::GS_BASE | n::KERNEL_GS_BASE => features.long_mode,
         n::TSC_AUX => features.tsc_aux,
+        n::SPEC_CTRL => features.spec_ctrl != 0,
         _ => false,
     }
 }
@@ -180,6 +187,7 @@ pub fn read(
         n::TSC_ADJUST if features.tsc_adjust => Ok(state.tsc_adjust),
         n::EFER if features.efer != 0 => Ok(context.control().efer),
         n::MTRR_CAP if features.mtrr => Ok(MTRR_CAP),
+        n::ARCH_CAPABILITIES => features.arch_capabilities.ok_or(GeneralProtection),
         n::MTRR_DEF_TYPE if features.mtrr => Ok(state.mtrr_def_type),
         // No banks, nothing in progress.
         n::MCG_CAP | n::MCG_STATUS if features.mca => Ok(0),
@@ -235,6 +243,13 @@ pub fn write(
             state.mtrr_def_type = value;
         }
         n::MCG_STATUS if features.mca => only(value, 0)?,
+        // It is a command, and cannot be read.
+        n::PRED_CMD if features.ibpb => {
+            only(value, PRED_CMD_IBPB)?;
+            if value != 0 {
+                context.prediction_barrier();
+            }
+        }
         n::DEBUGCTL => only(value, 0)?,
         // Written before CPUID loads the revision; there is none to load.
         n::BIOS_SIGN_ID => {}
@@ -327,6 +342,7 @@ fn check_switched(msr: u32, value: u64, features: &Features) -> Result<u64, Gene
             Ok(canonicalise(value, features.linear_bits))
         }
         (n::SFMASK, _) => only(value, 0xffff_ffff).map(|()| value),
+        (n::SPEC_CTRL, _) => only(value, features.spec_ctrl).map(|()| value),
         // The upper half is reserved on Intel's CPUs, and ignored on AMD's.
         (n::TSC_AUX, CpuVendor::Intel) => only(value, 0xffff_ffff).map(|()| value),
         (n::TSC_AUX, CpuVendor::Amd) => Ok(value & 0xffff_ffff),
@@ -342,6 +358,7 @@ mod tests {
 
     use super::*;
     use crate::rules::cr::{cr0, efer};
+    use crate::rules::speculation::spec_ctrl;
 
     const GP: GeneralProtection = GeneralProtection;
     const INTEL: Features = Features {
@@ -360,6 +377,9 @@ mod tests {
         long_mode: true,
         tsc_aux: true,
         tsc_adjust: true,
+        spec_ctrl: spec_ctrl::IBRS | spec_ctrl::SSBD,
+        ibpb: true,
+        arch_capabilities: Some(0x2b),
     };
     const AMD: Features = Features {
         vendor: CpuVendor::Amd,
@@ -373,6 +393,7 @@ mod tests {
         tsc: u64,
         offset: u64,
         switched: BTreeMap<u32, u64>,
+        barriers: u32,
     }
 
     impl Context for Fake {
@@ -395,6 +416,9 @@ mod tests {
             self.switched.insert(msr, value);
             true
         }
+        fn prediction_barrier(&mut self) {
+            self.barriers += 1;
+        }
     }
 
     struct Machine(MsrState, Features, Fake);
@@ -415,9 +439,8 @@ mod tests {
     fn unknown_and_hidden_msrs_fault() {
         let hidden = [
             0x0,
-            0x48,
-            0x49,
-            0x10a,
+            0x10b,
+            0xc001_011f,
             0xc1,
             0x186,
             0x38f,
@@ -463,6 +486,9 @@ mod tests {
             n::LSTAR,
             n::FS_BASE,
             n::TSC_AUX,
+            n::SPEC_CTRL,
+            n::PRED_CMD,
+            n::ARCH_CAPABILITIES,
         ] {
             assert_eq!(machine.read(msr), Err(GP), "{msr:#x}");
             assert_eq!(machine.write(msr, 0), Err(GP), "{msr:#x}");
@@ -480,6 +506,41 @@ mod tests {
         assert_eq!(machine.write(n::TSC_ADJUST, 0), Ok(()));
         assert_eq!(machine.read(n::TSC), Ok(1100));
         assert_eq!(machine.2.offset, 0);
+    }
+
+    #[test]
+    fn spec_ctrl_keeps_the_bits_that_are_offered() {
+        let mut machine = Machine::new(INTEL);
+        assert_eq!(machine.read(n::SPEC_CTRL), Ok(0));
+        for legal in [1, 4, 5, 0] {
+            assert_eq!(machine.write(n::SPEC_CTRL, legal), Ok(()));
+            assert_eq!(machine.read(n::SPEC_CTRL), Ok(legal));
+        }
+        for reserved in [2, 3, 1 << 7, 1 << 10, 1 << 32, u64::MAX] {
+            assert_eq!(machine.write(n::SPEC_CTRL, reserved), Err(GP));
+        }
+        assert_eq!(machine.read(n::SPEC_CTRL), Ok(0));
+    }
+
+    #[test]
+    fn pred_cmd_is_a_command() {
+        let mut machine = Machine::new(AMD);
+        assert_eq!(machine.read(n::PRED_CMD), Err(GP));
+        assert_eq!(machine.write(n::PRED_CMD, 0), Ok(()));
+        assert_eq!(machine.2.barriers, 0);
+        assert_eq!(machine.write(n::PRED_CMD, 1), Ok(()));
+        assert_eq!(machine.2.barriers, 1);
+        for reserved in [2, 3, 1 << 7, 1 << 63] {
+            assert_eq!(machine.write(n::PRED_CMD, reserved), Err(GP));
+        }
+        assert_eq!(machine.2.barriers, 1);
+    }
+
+    #[test]
+    fn arch_capabilities_is_only_read() {
+        let mut machine = Machine::new(INTEL);
+        assert_eq!(machine.read(n::ARCH_CAPABILITIES), Ok(0x2b));
+        assert_eq!(machine.write(n::ARCH_CAPABILITIES, 0x2b), Err(GP));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use spin::MutexGuard;
 
 use super::{Activity, CpuState, Entity, Place, Position, Sched};
 use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ};
-use crate::arch::{irq, time, trap};
+use crate::arch::{irq, speculation, time, trap};
 use crate::mem::{Ref, reaper};
 use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
 use crate::root;
@@ -159,6 +159,9 @@ impl<V: Vendor> Kernel<V> {
             .store(vcpu.domain.number.into(), Ordering::SeqCst);
         // After the domain is known: who changes its tables waits for this CPU, or has changed the epoch before.
         self.sched.flush(state, hardware);
+        if speculation::parts_domains() {
+            state.part_domains(vcpu.domain.number);
+        }
         context.attach(hardware);
         let mut run = Run {
             vcpu,
@@ -328,6 +331,18 @@ impl<V: Vendor> Kernel<V> {
             Position::Back
         };
         self.sched.enqueue(vcpu, &mut entity, position);
+    }
+}
+
+impl<V: Vendor> CpuState<V> {
+    /// Puts a barrier between the domain that is entered now and the last, if that was another one: its branches are not to be predicted
+    /// by what the other did.
+    #[inline(never)]
+    fn part_domains(&self, domain: u32) {
+        let last = self.entered.swap(domain.into(), Ordering::Relaxed);
+        if last != u64::from(domain) {
+            speculation::barrier();
+        }
     }
 }
 

@@ -70,6 +70,8 @@ struct CpuState<V: Vendor> {
     handed: AtomicU64,
     /// The number of the domain that it runs; 0: none.
     domain: AtomicU64,
+    /// The number of the domain that it ran last, where it puts barriers between domains; 0: none yet.
+    entered: AtomicU64,
     /// The epoch that it has flushed for.
     flushed: AtomicU64,
     idle_ticks: AtomicU64,
@@ -89,6 +91,7 @@ impl<V: Vendor> Sched<V> {
             interruptible: AtomicBool::new(false),
             handed: AtomicU64::new(0),
             domain: AtomicU64::new(0),
+            entered: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             idle_ticks: AtomicU64::new(0),
             idle_halts: AtomicU64::new(0),

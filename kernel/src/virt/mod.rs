@@ -7,6 +7,7 @@
 pub mod event;
 pub mod exit;
 pub mod gprs;
+pub mod guard;
 pub mod svm;
 pub mod tag;
 pub mod vmx;

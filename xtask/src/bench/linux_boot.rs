@@ -59,6 +59,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         gdb: None,
         instruction_ns: Some(1),
         recorded: true,
+        predictions: false,
     };
 
     let step = Step::start("Linux in QEMU".to_owned());

@@ -63,6 +63,7 @@ pub fn prepare(
 fn configuration(equipment: &Equipment, tools: &Tools, serial: &str) -> String {
     let model = match equipment.kind {
         Kind::BochsSvm => "ryzen",
+        _ if equipment.predictions => "corei7_icelake_u",
         _ => "corei7_skylake_x",
     };
     let Equipment { smp, memory, .. } = equipment;
@@ -133,6 +134,7 @@ mod tests {
             gdb: None,
             instruction_ns: None,
             recorded: false,
+            predictions: false,
         }
     }
 

@@ -122,6 +122,8 @@ pub struct Equipment {
     pub instruction_ns: Option<u32>,
     /// Whether QEMU records the run, for [`Machine::instructions`].
     pub recorded: bool,
+    /// Whether the CPU announces the registers against speculative execution, which have no effect on either emulator.
+    pub predictions: bool,
 }
 
 impl Equipment {

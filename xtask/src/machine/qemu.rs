@@ -23,6 +23,10 @@ const CONTROL: &str = "qmp";
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd";
 
+/// The usual CPU, with what an EPYC announces by its later microcode. TCG has none of it and would take it away again: WRMSR has no
+/// effect there.
+const PREDICTIONS: &str = "EPYC,+svm,+ibpb,+ibrs,+amd-stibp,+amd-ssbd,x-force-features=on";
+
 /// Writes the machine's files and gives the command that starts it.
 pub fn prepare(
     directory: &Path,
@@ -110,6 +114,7 @@ fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
         Kind::QemuKvm => ("kvm", "host"),
         // With a thread for each CPU, QEMU 7.2 mixes up host and guest at VMRUN and #VMEXIT now and then, and delivers
         // interrupts in the shadow of STI (docs/testing.md). Besides, only one thread can count instructions.
+        _ if equipment.predictions => ("tcg,thread=single", PREDICTIONS),
         _ => ("tcg,thread=single", "EPYC,+svm"),
     };
     let mut list: Vec<String> = Vec::new();
@@ -204,6 +209,7 @@ mod tests {
             gdb: None,
             instruction_ns: None,
             recorded: false,
+            predictions: false,
         }
     }
 

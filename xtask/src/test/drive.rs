@@ -63,6 +63,7 @@ pub fn run(
         gdb: None,
         instruction_ns: scenario.instruction_ns,
         recorded: false,
+        predictions: scenario.predictions,
     };
     let logs = workspace.target.join("test-logs");
     let log = logs.join(format!("{kind}-{}.log", scenario.name));

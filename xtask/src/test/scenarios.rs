@@ -19,6 +19,8 @@ pub struct Scenario {
     /// QEMU's time is counted in instructions of that many nanoseconds, a power of two, so that it does not matter how fast
     /// this computer is, or what else it does.
     pub instruction_ns: Option<u32>,
+    /// Whether the CPU announces the registers against speculative execution.
+    pub predictions: bool,
     /// Memory in MiB; less where the machine cannot have so much.
     pub memory: u32,
     /// The kernel command line.
@@ -124,6 +126,7 @@ pub const DEFAULT: Scenario = Scenario {
     machines: &[Kind::QemuSvm, Kind::BochsVmx, Kind::BochsSvm],
     smp: 2,
     instruction_ns: None,
+    predictions: false,
     memory: 1024,
     command_line: "",
     guests: None,
@@ -542,6 +545,7 @@ pub static ALL: &[Scenario] = &[
                 r"(VMX|SVM) is used; what this CPU offers:",
             ),
             has("lacks-are-told-in-words", "  -- "),
+            has("mitigations-are-told", "speculation: "),
             ordered(
                 "two-guests-at-a-time",
                 &["hello ended: ", "[privileged] suite "],
@@ -572,6 +576,28 @@ pub static ALL: &[Scenario] = &[
             matches(
                 "c-guest-finds-the-contract-kept",
                 r"^ctest ended: status 0, rip 0x",
+            ),
+        ],
+        ..DEFAULT
+    },
+    // With everything against speculative execution that the CPU can execute, needed or not, and a CPU that announces it.
+    Scenario {
+        name: "speculation",
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        smp: 1,
+        predictions: true,
+        command_line: "guests=privileged mitigations=all",
+        guests: Some(&["privileged"]),
+        suites: &["privileged"],
+        expectations: &[
+            never("no-panic", "panic at"),
+            matches(
+                "mitigations-are-told",
+                r"speculation: IBPB between domains, .*RSB filling after exits, VERW before entries",
+            ),
+            has(
+                "all-as-expected",
+                "all guests have ended, 0 of them otherwise than expected",
             ),
         ],
         ..DEFAULT
@@ -620,7 +646,7 @@ pub static ALL: &[Scenario] = &[
     Scenario {
         name: "one-cpu",
         smp: 1,
-        command_line: "guests=spin,hello",
+        command_line: "guests=spin,hello mitigations=all",
         guests: Some(&["spin", "hello"]),
         expectations: &[
             ordered(
@@ -758,6 +784,7 @@ pub static ALL: &[Scenario] = &[
     },
     Scenario {
         name: "kernel",
+        predictions: true,
         command_line: "test=cpu",
         guests: Some(&["hello"]),
         suites: &["kernel"],

@@ -3,6 +3,7 @@
 use super::CpuidTable;
 use crate::rules::CpuVendor;
 use crate::rules::cr::{cr4, efer};
+use crate::rules::speculation::spec_ctrl;
 
 /// The features that decide which bits of control registers may be set and which MSRs there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +38,12 @@ pub struct Features {
     pub tsc_aux: bool,
     /// TSC_ADJUST.
     pub tsc_adjust: bool,
+    /// Bits of SPEC_CTRL that may be set; 0: there is none.
+    pub spec_ctrl: u64,
+    /// PRED_CMD, with a barrier of indirect branch predictions.
+    pub ibpb: bool,
+    /// ARCH_CAPABILITIES, where there is one.
+    pub arch_capabilities: Option<u64>,
 }
 
 impl Default for Features {
@@ -58,6 +65,9 @@ impl Default for Features {
             long_mode: false,
             tsc_aux: false,
             tsc_adjust: false,
+            spec_ctrl: 0,
+            ibpb: false,
+            arch_capabilities: None,
         }
     }
 }
@@ -65,7 +75,9 @@ impl Default for Features {
 impl Features {
     pub(super) fn new(table: &CpuidTable) -> Self {
         let [_, _, l1c, l1d] = table.entry(1, 0);
-        let [_, l7b, l7c, _] = table.entry(7, 0);
+        let [_, l7b, l7c, l7d] = table.entry(7, 0);
+        let [_, _, _, l72d] = table.entry(7, 2);
+        let [_, x8b, _, _] = table.entry(0x8000_0008, 0);
         let [_, _, _, x1d] = table.entry(0x8000_0001, 0);
         let state = table.entry(0xd, 0);
         let has = |register: u32, bit: u32| register & 1 << bit != 0;
@@ -116,6 +128,18 @@ impl Features {
             long_mode,
             tsc_aux: has(x1d, 27) || has(l7c, 22),
             tsc_adjust: has(l7b, 1),
+            // SDM vol. 4 table 2-2; APM2 3.2.9. Each vendor's leaf has these bits on its own CPUs only.
+            spec_ctrl: mask(&[
+                (has(l7d, 26) || has(x8b, 14), spec_ctrl::IBRS),
+                (has(l7d, 27) || has(x8b, 15), spec_ctrl::STIBP),
+                (has(l7d, 31) || has(x8b, 24), spec_ctrl::SSBD),
+                (has(l72d, 0) || has(x8b, 28), spec_ctrl::PSFD),
+                (has(l72d, 1), spec_ctrl::IPRED_DIS),
+                (has(l72d, 2), spec_ctrl::RRSBA_DIS),
+                (has(l72d, 4), spec_ctrl::BHI_DIS_S),
+            ]),
+            ibpb: has(l7d, 26) || has(x8b, 12),
+            arch_capabilities: table.guest().arch_capabilities.filter(|_| has(l7d, 29)),
         }
     }
 }

@@ -44,9 +44,12 @@ const L7_EBX: u32 = bits(&[
 /// AVX512_VBMI UMIP PKU AVX512_VBMI2 GFNI VAES VPCLMULQDQ AVX512_VNNI AVX512_BITALG AVX512_VPOPCNTDQ RDPID CLDEMOTE MOVDIRI
 /// MOVDIR64B. Not WAITPKG, shadow stacks, LA57, key locker, ENQCMD, PKS.
 const L7_ECX: u32 = bits(&[1, 2, 3, 6, 8, 9, 10, 11, 12, 14, 22, 25, 27, 28]);
-/// AVX512_4VNNIW AVX512_4FMAPS FSRM AVX512_VP2INTERSECT MD_CLEAR SERIALIZE AVX512_FP16. Not UINTR, AMX, IBT, nor what comes with
-/// SPEC_CTRL and ARCH_CAPABILITIES.
+/// AVX512_4VNNIW AVX512_4FMAPS FSRM AVX512_VP2INTERSECT MD_CLEAR SERIALIZE AVX512_FP16; and Intel's: IBRS_IBPB STIBP
+/// ARCH_CAPABILITIES SSBD. Not UINTR, AMX, IBT, L1D_FLUSH.
 const L7_EDX: u32 = bits(&[2, 3, 4, 8, 10, 14, 23]);
+const L7_EDX_INTEL: u32 = L7_EDX | bits(&[26, 27, 29, 31]);
+/// More bits of SPEC_CTRL: PSFD IPRED_CTRL RRSBA_CTRL BHI_CTRL; and MCDT_NO.
+const L7_2_EDX: u32 = bits(&[0, 1, 2, 4, 5]);
 /// SHA512 SM3 SM4 AVX_VNNI AVX512_BF16 CMPCCXADD and the fast short string operations, AVX_IFMA.
 const L7_1_EAX: u32 = bits(&[0, 1, 2, 4, 5, 7, 10, 11, 12, 23]);
 /// AVX_VNNI_INT8 AVX_NE_CONVERT AVX_VNNI_INT16 PREFETCHI.
@@ -63,11 +66,15 @@ const X1_EDX_AMD: u32 = X1_EDX
     | bits(&[
         0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 16, 17, 22, 23, 24, 25, 30, 31,
     ]);
-/// WBNOINVD; and AMD's: CLZERO, RstrFpErrPtrs.
+/// WBNOINVD; and AMD's: CLZERO, RstrFpErrPtrs, and what concerns predictions: IBPB, IBRS, STIBP, how IBRS and STIBP are best used
+/// (4 bits), SSBD, SSB_NO, PSFD, BTC_NO, IBPB_RET. Not VIRT_SPEC_CTRL.
 const X8_EBX: u32 = bits(&[9]);
-const X8_EBX_AMD: u32 = bits(&[0, 2, 9]);
-/// NoNestedDataBp, LFENCE always serialising, null selector clears base.
-const X21_EAX: u32 = bits(&[0, 2, 6]);
+const X8_EBX_AMD: u32 = bits(&[0, 2, 9, 12, 14, 15, 16, 17, 18, 19, 24, 26, 28, 29, 30]);
+/// NoNestedDataBp, LFENCE always serialising, VERW clears, null selector clears base, IBPB clears all predictions, SRSO_NO,
+/// SRSO_USER_KERNEL_NO. Not automatic IBRS, which is a bit of EFER, nor SBPB.
+const X21_EAX: u32 = bits(&[0, 2, 5, 6, 28, 29, 30]);
+/// TSA_SQ_NO, TSA_L1_NO.
+const X21_ECX: u32 = bits(&[1, 2]);
 
 /// KVM_FEATURE_NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME, MSI_EXT_DEST_ID and CLOCKSOURCE_STABLE (Linux's
 /// Documentation/virt/kvm/x86/cpuid.rst): what needs a hypercall of KVM's is not there.
@@ -88,6 +95,7 @@ const X1_ECX_AVX: u32 = bits(&[11, 16]);
 pub(super) const OSXSAVE: u32 = 1 << 27;
 pub(super) const OSPKE: u32 = 1 << 4;
 const APIC: u32 = 1 << 9;
+const ARCH_CAPABILITIES: u32 = 1 << 29;
 const XSAVE: u32 = 1 << 26;
 const HYPERVISOR: u32 = 1 << 31;
 
@@ -356,7 +364,10 @@ impl<'a> Source<'a> {
             0x8000_0008 => self.sizes(),
             0x8000_001d if self.topology_extensions() => self.caches(host(leaf, subleaf), false),
             0x8000_001e if self.topology_extensions() => [0, 0, 0, 1],
-            0x8000_0021 if self.vendor == CpuVendor::Amd => [host(leaf, 0)[0] & X21_EAX, 0, 0, 0],
+            0x8000_0021 if self.vendor == CpuVendor::Amd => {
+                let [a, _, c, _] = host(leaf, 0);
+                [a & X21_EAX, 0, c & X21_ECX, 0]
+            }
             _ => ZERO,
         }
     }
@@ -397,7 +408,14 @@ impl<'a> Source<'a> {
                 if self.xcr0 & xcr0::PKRU == 0 {
                     c &= !(1 << 3);
                 }
-                [a.min(1), b, c, self.without(d & L7_EDX, 0, L7_EDX_AVX512)]
+                let mut d = match self.vendor {
+                    CpuVendor::Intel => d & L7_EDX_INTEL,
+                    CpuVendor::Amd => d & L7_EDX,
+                };
+                if self.guest.arch_capabilities.is_none() {
+                    d &= !ARCH_CAPABILITIES;
+                }
+                [a.min(2), b, c, self.without(d, 0, L7_EDX_AVX512)]
             }
             1 if (self.host)(7, 0)[0] >= 1 => [
                 self.without(a & L7_1_EAX, L7_1_EAX_AVX, L7_1_EAX_AVX512),
@@ -405,6 +423,9 @@ impl<'a> Source<'a> {
                 0,
                 self.without(d & L7_1_EDX, L7_1_EDX_AVX, 0),
             ],
+            2 if self.vendor == CpuVendor::Intel && (self.host)(7, 0)[0] >= 2 => {
+                [0, 0, 0, d & L7_2_EDX]
+            }
             _ => ZERO,
         }
     }

@@ -38,6 +38,8 @@ pub struct GuestIdentity {
     pub apic_khz: u32,
     /// Bits of a guest-physical address, 32 to 52.
     pub physical_bits: u8,
+    /// IA32_ARCH_CAPABILITIES as guests read it; `None`: there is none.
+    pub arch_capabilities: Option<u64>,
 }
 
 /// What differs between vCPUs and over time.

@@ -70,7 +70,7 @@ impl CpuidTable {
             for leaf in first..=last {
                 let subleaves = match leaf {
                     4 | 0x8000_001d => CACHES,
-                    7 => 2,
+                    7 => 3,
                     0xd => 63,
                     _ => 1,
                 };

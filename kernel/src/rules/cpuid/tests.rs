@@ -13,6 +13,7 @@ const GUEST: GuestIdentity = GuestIdentity {
     tsc_khz: 2_500_000,
     apic_khz: 0,
     physical_bits: 39,
+    arch_capabilities: None,
 };
 const VCPU: VcpuView = VcpuView {
     apic_id: 2,
@@ -113,8 +114,8 @@ fn what_a_guest_cannot_use_is_not_shown() {
     for bit in [3, 4, 5, 7, 13, 16, 23, 29, 30, 31] {
         assert!(!has(c, bit), "leaf 7 ECX bit {bit}");
     }
-    // UINTR IBT AMX SPEC_CTRL STIBP ARCH_CAPABILITIES SSBD
-    for bit in [5, 20, 22, 24, 25, 26, 27, 29, 31] {
+    // UINTR IBT AMX L1D_FLUSH ARCH_CAPABILITIES (the guest has none)
+    for bit in [5, 20, 22, 24, 25, 28, 29] {
         assert!(!has(d, bit), "leaf 7 EDX bit {bit}");
     }
     let [_, _, c, _] = amd(0x8000_0001, 0);
@@ -156,6 +157,39 @@ fn what_a_guest_can_use_is_shown() {
     let [_, _, c, d] = amd(0x8000_0001, 0);
     assert!(has(c, 6) && has(c, 22) && has(d, 11) && has(d, 20) && has(d, 27) && has(d, 29));
     assert_eq!(intel(0x8000_0007, 0), [0, 0, 0, 1 << 8]);
+}
+
+#[test]
+fn what_concerns_predictions_is_shown_by_each_vendors_own_leaf() {
+    let guest = GuestIdentity {
+        arch_capabilities: Some(0x2b),
+        ..GUEST
+    };
+    let intel = table(CpuVendor::Intel, &guest);
+    let [last, _, _, d] = intel.get(7, 0, &VCPU);
+    assert!(has(d, 26) && has(d, 27) && has(d, 29) && has(d, 31) && !has(d, 28));
+    assert_eq!(last, 2);
+    assert_eq!(intel.get(7, 2, &VCPU), [0, 0, 0, 0b11_0111]);
+    assert_eq!(intel.get(0x8000_0008, 0, &VCPU)[1], 1 << 9);
+    let features = intel.features();
+    assert_eq!(features.spec_ctrl, 0b100_1111_1111);
+    assert!(features.ibpb);
+    assert_eq!(features.arch_capabilities, Some(0x2b));
+
+    let amd = table(CpuVendor::Amd, &guest);
+    assert_eq!(amd.get(7, 0, &VCPU)[3] >> 24 & !0b1, 0, "Intel's bits");
+    assert_eq!(amd.get(7, 2, &VCPU), [0; 4]);
+    let [_, b, _, _] = amd.get(0x8000_0008, 0, &VCPU);
+    assert!(has(b, 12) && has(b, 14) && has(b, 15) && has(b, 24));
+    assert!(!has(b, 25), "VIRT_SPEC_CTRL");
+    let [a, _, c, _] = amd.get(0x8000_0021, 0, &VCPU);
+    assert!(!has(a, 8), "automatic IBRS is a bit of EFER");
+    assert!(!has(a, 27), "SBPB is a bit of PRED_CMD");
+    assert_eq!(c, 0b110);
+    let features = amd.features();
+    assert_eq!(features.spec_ctrl, 0b1000_0111);
+    assert!(features.ibpb);
+    assert_eq!(features.arch_capabilities, None);
 }
 
 #[test]

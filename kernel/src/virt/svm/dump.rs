@@ -134,7 +134,7 @@ fn save(vmcb: &Vmcb, out: &mut dyn fmt::Write) -> fmt::Result {
     )?;
     writeln!(
         out,
-        "  s_cet {:#x} ssp {:#x} interrupt ssp table {:#x}",
-        s.s_cet, s.ssp, s.interrupt_ssp_table
+        "  s_cet {:#x} ssp {:#x} interrupt ssp table {:#x} spec_ctrl {:#x}",
+        s.s_cet, s.ssp, s.interrupt_ssp_table, s.spec_ctrl
     )
 }

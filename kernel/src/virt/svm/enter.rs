@@ -11,6 +11,7 @@ use core::mem::offset_of;
 
 use crate::mem::Hpa;
 use crate::virt::Gprs;
+use crate::virt::guard::{self, Guards, guard_buffers, guard_entry, guard_exit};
 
 /// What the entry code works on.
 #[derive(Debug)]
@@ -22,21 +23,19 @@ pub struct Context {
     pub vmcb: Hpa,
     /// Where [`save_host`] saved this CPU's side.
     pub host: Hpa,
+    /// What is done around the guest's runs.
+    pub guards: Guards,
 }
 
-/// Enters the guest; returns when it has left. Interrupts are off before and after; one that ended the guest's run is
-/// still pending. An NMI that did so has been taken when this returns: it was held until STGI (APM2 15.13, 15.17).
+const _: () = assert!(offset_of!(Context, guards) == guard::OFFSET);
+
+/// Into the guest and back, with what is done before the entry, right before it, and after the exit, where the context is at RAX.
 ///
-/// # Safety
-/// SVM is on, `context.vmcb` is the frame of a control block that nobody else uses meanwhile and that passes the
-/// validator, its nested tables and permission maps stay as they are, and `context.host` was written by [`save_host`] on
-/// this CPU and is still true of it.
-#[inline(always)]
-pub unsafe fn enter(context: &mut Context) {
-    // SAFETY: GIF is clear from CLGI to STGI, so nothing of the host's runs on a mixture of both sides' registers. The
-    // asm block says which registers it changes; RBX and RBP, which it cannot name, are on the stack. Memory that
-    // the guest may write is its own; the control block's fields are read afresh after the block, as it may change memory.
-    unsafe {
+/// GIF is clear from CLGI to STGI, so nothing of the host's runs on a mixture of both sides' registers. The asm block says which
+/// registers it changes; RBX and RBP, which it cannot name, are on the stack. Memory that the guest may write is its own; the
+/// control block's fields are read afresh after the block, as it may change memory.
+macro_rules! crossing {
+    ($context:expr, $entry:expr, $buffers:expr, $exit:expr) => {
         asm!(
             "push rbp",
             "push rbx",
@@ -46,6 +45,7 @@ pub unsafe fn enter(context: &mut Context) {
             // right before VMRUN: AMD's CPUs carry the shadow of STI into the guest's interrupt state where an exit comes
             // while VMRUN delivers an event. GIF holds the interrupts back meanwhile.
             "sti",
+            $entry,
             "mov rax, [rdi + {vmcb}]",
             "vmload rax",
             "mov rcx, [rdi + {rcx}]",
@@ -61,6 +61,7 @@ pub unsafe fn enter(context: &mut Context) {
             "mov r13, [rdi + {r13}]",
             "mov r14, [rdi + {r14}]",
             "mov r15, [rdi + {r15}]",
+            $buffers,
             "mov rdi, [rdi + {rdi}]",
             "vmrun rax",
             "cli",
@@ -81,6 +82,7 @@ pub unsafe fn enter(context: &mut Context) {
             "mov [rax + {r13}], r13",
             "mov [rax + {r14}], r14",
             "mov [rax + {r15}], r15",
+            $exit,
             "mov rax, [rax + {host}]",
             "vmload rax",
             "stgi",
@@ -102,7 +104,7 @@ pub unsafe fn enter(context: &mut Context) {
             r13 = const offset_of!(Context, gprs.r13),
             r14 = const offset_of!(Context, gprs.r14),
             r15 = const offset_of!(Context, gprs.r15),
-            inout("rdi") core::ptr::from_mut(context) => _,
+            inout("rdi") $context => _,
             out("rax") _,
             out("rcx") _,
             out("rdx") _,
@@ -115,7 +117,42 @@ pub unsafe fn enter(context: &mut Context) {
             out("r13") _,
             out("r14") _,
             out("r15") _,
-        );
+        )
+    };
+}
+
+/// Enters the guest; returns when it has left. Interrupts are off before and after; one that ended the guest's run is
+/// still pending. An NMI that did so has been taken when this returns: it was held until STGI (APM2 15.13, 15.17).
+///
+/// # Safety
+/// SVM is on, `context.vmcb` is the frame of a control block that nobody else uses meanwhile and that passes the
+/// validator, its nested tables and permission maps stay as they are, and `context.host` was written by [`save_host`] on
+/// this CPU and is still true of it.
+#[inline(always)]
+pub unsafe fn enter(context: &mut Context) {
+    let at = core::ptr::from_mut(context);
+    if context.guards.is_empty() {
+        // SAFETY: by the caller's promise.
+        unsafe { crossing!(at, "", "", "") }
+    } else {
+        // SAFETY: by the caller's promise.
+        unsafe { enter_guarded(at) }
+    }
+}
+
+/// # Safety
+/// As for [`enter`].
+#[inline(never)]
+unsafe fn enter_guarded(context: *mut Context) {
+    // SAFETY: by the caller's promise. The guards' code has the context in RDI, and calls that it does not return from leave
+    // the stack as it was.
+    unsafe {
+        crossing!(
+            context,
+            guard_entry!(),
+            guard_buffers!(),
+            concat!("mov rdi, rax\n", guard_exit!(), "\nmov rax, rdi")
+        )
     }
 }
 

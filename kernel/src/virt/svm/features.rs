@@ -42,6 +42,8 @@ bitflags! {
         const VIRTUAL_GIF = 1 << 16;
         /// AVIC in x2APIC mode.
         const X2AVIC = 1 << 18;
+        /// SPEC_CTRL is switched.
+        const SPEC_CTRL = 1 << 20;
     }
 }
 
@@ -181,7 +183,7 @@ pub const VM_CR_SVMDIS: u64 = 1 << 4;
 /// VM_CR: SVMDIS cannot be changed.
 pub const VM_CR_LOCK: u64 = 1 << 3;
 
-const OPTIONAL: [(Features, &str, &str); 12] = [
+const OPTIONAL: [(Features, &str, &str); 13] = [
     (
         Features::NRIP_SAVE,
         "NRIP save",
@@ -241,6 +243,11 @@ const OPTIONAL: [(Features, &str, &str); 12] = [
         Features::VIRTUAL_VMLOAD,
         "virtual VMLOAD and VMSAVE",
         "not needed: guests see no SVM",
+    ),
+    (
+        Features::SPEC_CTRL,
+        "SPEC_CTRL virtualisation",
+        "a guest's SPEC_CTRL is written before its entries, where it has one",
     ),
 ];
 
@@ -341,7 +348,7 @@ mod tests {
             ..COMPLETE
         };
         let table = bare.capabilities();
-        assert_eq!(table.rows.len(), 14);
+        assert_eq!(table.rows.len(), 15);
         assert!(
             table
                 .rows

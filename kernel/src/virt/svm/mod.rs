@@ -31,8 +31,10 @@ use self::vmcb::Vmcb;
 use super::tag::TagAllocator;
 use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor, clear_bits};
 use crate::arch::msr::{self, Msr};
+use crate::arch::speculation;
 use crate::mem::nested::Npt;
 use crate::mem::{Hpa, PAGE_SIZE};
+use crate::rules::speculation::Plan;
 
 pub use self::vcpu::SvmVcpu;
 
@@ -55,6 +57,8 @@ pub struct SvmCpu {
     /// Bits that CR4 has while a guest runs, whatever the guest wrote: a machine check with MCE clear would shut the CPU
     /// down.
     forced_cr4: u64,
+    /// What is done around guests' runs on this CPU.
+    speculation: Plan,
     /// What tells this CPU from every other, and from itself before SVM was off.
     id: u32,
 }
@@ -120,6 +124,7 @@ impl Vendor for Svm {
             tags: TagAllocator::new(id, identity.asids.saturating_sub(1)),
             flush: true,
             forced_cr4: read_cr4() & cr4::MCE,
+            speculation: speculation::enable(),
             id,
         };
         let vm_cr = msr::read(Msr::VM_CR);

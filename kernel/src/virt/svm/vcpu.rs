@@ -28,6 +28,7 @@ use crate::arch::msr::{self, Msr};
 use crate::mem::Hpa;
 use crate::virt::event::vector;
 use crate::virt::exit::EntryFailure;
+use crate::virt::guard::Guards;
 use crate::virt::tag::{Flush, Tag};
 use crate::virt::{BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
 
@@ -69,6 +70,8 @@ pub struct SvmVcpu {
     forced_cr4: u64,
     /// TSC_AUX, which RDTSCP and RDPID read and no entry switches. Writes exit, so this is the truth.
     tsc_aux: u64,
+    /// SPEC_CTRL as the guest has set it. Writes exit, so this is the truth.
+    spec_ctrl: u64,
     /// RIP of the last exit, if that was in an interrupt shadow.
     shadow_at: Option<u64>,
     /// The interrupt window opens again at the next exit.
@@ -339,6 +342,15 @@ impl SvmVcpu {
         }
     }
 
+    /// Has the guest's next runs happen with its SPEC_CTRL. No clean bit covers the control block's (APM2 15.15.3).
+    fn put_spec_ctrl(&mut self) {
+        if self.identity.features.contains(Features::SPEC_CTRL) {
+            self.vmcb.save.spec_ctrl = self.spec_ctrl;
+        } else {
+            self.context.guards.set_spec_ctrl(self.spec_ctrl);
+        }
+    }
+
     fn put_state(&mut self, state: &VcpuState) {
         registers::set_state(
             &mut self.vmcb,
@@ -423,6 +435,7 @@ impl Vcpu<Svm> for SvmVcpu {
                 gprs: Gprs::default(),
                 vmcb: vmcb.hpa(),
                 host: Hpa::default(),
+                guards: Guards::default(),
             },
             vmcb,
             changes: Changes::empty(),
@@ -430,6 +443,7 @@ impl Vcpu<Svm> for SvmVcpu {
             guest_cr4: 0,
             forced_cr4: 0,
             tsc_aux: 0,
+            spec_ctrl: 0,
             shadow_at: None,
             window_waits: false,
             tag: Tag::NONE,
@@ -451,6 +465,8 @@ impl Vcpu<Svm> for SvmVcpu {
             self.touch(CleanBits::all());
             self.cpu = Some(cpu.id);
             self.context.host = cpu.host.hpa();
+            self.context.guards = Guards::new(&cpu.speculation, 0);
+            self.put_spec_ctrl();
             self.forced_cr4 = cpu.forced_cr4;
             registers::set_cr4(&mut self.vmcb, self.guest_cr4, self.forced_cr4);
         }
@@ -591,6 +607,9 @@ impl Vcpu<Svm> for SvmVcpu {
         if msr == Msr::IA32_TSC_AUX && self.identity.has_tsc_aux() {
             return Some(self.tsc_aux);
         }
+        if msr == Msr::IA32_SPEC_CTRL {
+            return Some(self.spec_ctrl);
+        }
         registers::read_msr(&self.vmcb.save, msr)
     }
 
@@ -598,6 +617,11 @@ impl Vcpu<Svm> for SvmVcpu {
         if msr == Msr::IA32_TSC_AUX && self.identity.has_tsc_aux() {
             self.tsc_aux = value;
             self.load_tsc_aux();
+            return true;
+        }
+        if msr == Msr::IA32_SPEC_CTRL {
+            self.spec_ctrl = value;
+            self.put_spec_ctrl();
             return true;
         }
         let Some(place) = registers::msr(&mut self.vmcb.save, msr) else {

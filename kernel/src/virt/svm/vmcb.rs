@@ -453,7 +453,10 @@ pub struct SaveArea {
     pub br_to: u64,
     pub last_exception_from: u64,
     pub last_exception_to: u64,
-    reserved_298: [u8; 0x968],
+    reserved_298: [u8; 0x48],
+    /// The guest's SPEC_CTRL, where the CPU switches it (APM2 15.37).
+    pub spec_ctrl: u64,
+    reserved_2e8: [u8; 0x918],
 }
 
 /// A virtual machine control block: one frame.
@@ -547,6 +550,7 @@ layout!(SaveArea {
     br_to = 0x280,
     last_exception_from = 0x288,
     last_exception_to = 0x290,
+    spec_ctrl = 0x2e0,
 });
 
 layout!(Vmcb {

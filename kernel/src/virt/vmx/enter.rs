@@ -15,8 +15,9 @@
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
-use super::vmcs::{EXIT_REASON, ExitReason, HOST_RSP};
+use super::vmcs::{EXIT_REASON, ExitReason, HOST_RSP, Linear};
 use crate::virt::Gprs;
+use crate::virt::guard::{self, Guards, guard_buffers, guard_entry, guard_exit};
 
 /// What the entry code reads and writes. The VMCS holds its address while the vCPU is attached, so it must not move then.
 #[repr(C)]
@@ -28,12 +29,24 @@ pub(super) struct EntryArea {
     host_stack: u64,
     /// Whether the launch state of the VMCS is "launched" (SDM 25.1).
     pub(super) launched: u64,
+    /// What is done around the guest's runs. HOST_RIP follows it: [`EntryArea::exit_address`].
+    pub(super) guards: Guards,
 }
 
 impl EntryArea {
     /// What HOST_RSP has to be while this area is entered through.
     pub(super) fn stack_top(&self) -> u64 {
         (&raw const self.gprs).addr() as u64 + size_of::<Gprs>() as u64
+    }
+
+    /// What HOST_RIP has to be.
+    pub(super) fn exit_address(&self) -> Linear {
+        let exit: unsafe extern "C" fn() = if self.guards.is_empty() {
+            exited
+        } else {
+            exited_guarded
+        };
+        Linear(exit as usize as u64)
     }
 }
 
@@ -43,35 +56,56 @@ pub(super) const NOT_ENTERED: ExitReason = ExitReason(u32::MAX);
 const _: () = assert!(offset_of!(EntryArea, gprs) == 0);
 const _: () = assert!(offset_of!(EntryArea, host_stack) == 128 && size_of::<Gprs>() == 128);
 const _: () = assert!(offset_of!(Gprs, rbp) == 40 && offset_of!(Gprs, rbx) == 24);
+const _: () = assert!(offset_of!(EntryArea, guards) == guard::OFFSET);
 
-/// Runs the guest of the current VMCS until it exits.
-///
-/// # Safety
-/// The current VMCS belongs to `area`: its HOST_RSP is [`EntryArea::stack_top`], its HOST_RIP is [`exited`], the rest of its
-/// host state is this CPU's, and its controls and nested tables confine the guest. Interrupts are off.
-#[inline(always)]
-pub(super) unsafe fn enter(area: *mut EntryArea) -> ExitReason {
-    let reason: u64;
-    // SAFETY: `cross` saves the guest's registers in `area` and comes back with the host's stack pointer; every other
-    // general register is declared as clobbered, or saved here. No vector register is used by the kernel.
-    unsafe {
+/// Calls a function that crosses into the guest and back. It saves the guest's registers in the area and comes back with the host's
+/// stack pointer; every other general register is declared as clobbered, or saved here. No vector register is used by the
+/// kernel.
+macro_rules! through {
+    ($cross:ident, $area:expr) => {{
+        let reason: u64;
         asm!(
             "push rbp",
             "push rbx",
             "call {cross}",
             "pop rbx",
             "pop rbp",
-            cross = sym cross,
-            inout("rdi") area => _,
+            cross = sym $cross,
+            inout("rdi") $area => _,
             out("rax") reason,
             out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
             out("r12") _, out("r13") _, out("r14") _, out("r15") _,
         );
-    }
-    ExitReason(reason as u32)
+        ExitReason(reason as u32)
+    }};
 }
 
-/// Loads the guest's general registers from the area at RDI, RDI last.
+/// Runs the guest of the current VMCS until it exits.
+///
+/// # Safety
+/// The current VMCS belongs to `area`: its HOST_RSP is [`EntryArea::stack_top`], its HOST_RIP is [`EntryArea::exit_address`], the
+/// rest of its host state is this CPU's, and its controls and nested tables confine the guest. Interrupts are off.
+#[inline(always)]
+pub(super) unsafe fn enter(area: *mut EntryArea) -> ExitReason {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        if (*area).guards.is_empty() {
+            through!(cross, area)
+        } else {
+            enter_guarded(area)
+        }
+    }
+}
+
+/// # Safety
+/// As for [`enter`].
+#[inline(never)]
+unsafe fn enter_guarded(area: *mut EntryArea) -> ExitReason {
+    // SAFETY: by the caller's promise.
+    unsafe { through!(cross_guarded, area) }
+}
+
+/// Loads the guest's general registers from the area at RDI, but RDI, which [`load_rdi`] loads last.
 macro_rules! load_gprs {
     () => {
         "mov rax, [rdi]
@@ -87,8 +121,13 @@ macro_rules! load_gprs {
         mov r12, [rdi + 96]
         mov r13, [rdi + 104]
         mov r14, [rdi + 112]
-        mov r15, [rdi + 120]
-        mov rdi, [rdi + 56]"
+        mov r15, [rdi + 120]"
+    };
+}
+
+macro_rules! load_rdi {
+    () => {
+        "mov rdi, [rdi + 56]"
     };
 }
 
@@ -101,6 +140,7 @@ unsafe extern "C" fn cross() {
     naked_asm!(
         "mov [rdi + {host_stack}], rsp",
         load_gprs!(),
+        load_rdi!(),
         "vmresume",
         // Only failures come here; RSP is still the host's.
         "mov eax, {host_rsp}",
@@ -111,6 +151,7 @@ unsafe extern "C" fn cross() {
         "jne 2f",
         "mov qword ptr [rdi + {launched}], 1",
         load_gprs!(),
+        load_rdi!(),
         "vmlaunch",
         "mov eax, {host_rsp}",
         "vmread rdi, rax",
@@ -125,31 +166,87 @@ unsafe extern "C" fn cross() {
     )
 }
 
-/// Where every VM exit arrives: HOST_RIP. Returns to the caller of [`cross`].
+/// As [`cross`], for an area that has guards. The area is on the stack meanwhile, where a failure finds it: the kernel's SPEC_CTRL has
+/// to come back then, too.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn exited() {
+unsafe extern "C" fn cross_guarded() {
     naked_asm!(
-        "push r15",
-        "push r14",
-        "push r13",
-        "push r12",
-        "push r11",
-        "push r10",
-        "push r9",
-        "push r8",
+        "mov [rdi + {host_stack}], rsp",
         "push rdi",
-        "push rsi",
-        "push rbp",
-        // RSP is at the saved RBP now; the place of RSP is left alone.
-        "mov [rsp - 16], rbx",
-        "mov [rsp - 24], rdx",
-        "mov [rsp - 32], rcx",
-        "mov [rsp - 40], rax",
+        guard_entry!(),
+        load_gprs!(),
+        guard_buffers!(),
+        load_rdi!(),
+        "vmresume",
+        "mov rdi, [rsp]",
+        "cmp qword ptr [rdi + {launched}], 0",
+        "jne 2f",
+        "mov qword ptr [rdi + {launched}], 1",
+        load_gprs!(),
+        guard_buffers!(),
+        load_rdi!(),
+        "vmlaunch",
+        "mov rdi, [rsp]",
+        "mov qword ptr [rdi + {launched}], 0",
+        "2:",
+        "pop rdi",
+        guard_exit!(),
+        "mov eax, {not_entered}",
+        "ret",
+        host_stack = const offset_of!(EntryArea, host_stack),
+        launched = const offset_of!(EntryArea, launched),
+        not_entered = const NOT_ENTERED.0,
+    )
+}
+
+/// Saves the guest's general registers. RSP is at the saved RBP then; the place of RSP is left alone.
+macro_rules! save_gprs {
+    () => {
+        "push r15
+        push r14
+        push r13
+        push r12
+        push r11
+        push r10
+        push r9
+        push r8
+        push rdi
+        push rsi
+        push rbp
+        mov [rsp - 16], rbx
+        mov [rsp - 24], rdx
+        mov [rsp - 32], rcx
+        mov [rsp - 40], rax"
+    };
+}
+
+/// Where a VM exit arrives: HOST_RIP. Returns to the caller of [`cross`].
+#[unsafe(naked)]
+unsafe extern "C" fn exited() {
+    naked_asm!(
+        save_gprs!(),
         "mov rsp, [rsp + {host_stack}]",
         "mov eax, {reason}",
         "vmread rax, rax",
         "ret",
         host_stack = const offset_of!(EntryArea, host_stack) - offset_of!(Gprs, rbp),
+        reason = const EXIT_REASON.encoding().number(),
+    )
+}
+
+/// As [`exited`], for an area that has guards. Returns to the caller of [`cross_guarded`].
+#[unsafe(naked)]
+unsafe extern "C" fn exited_guarded() {
+    naked_asm!(
+        save_gprs!(),
+        "lea rdi, [rsp - {rbp}]",
+        "mov rsp, [rdi + {host_stack}]",
+        guard_exit!(),
+        "mov eax, {reason}",
+        "vmread rax, rax",
+        "ret",
+        rbp = const offset_of!(Gprs, rbp),
+        host_stack = const offset_of!(EntryArea, host_stack),
         reason = const EXIT_REASON.encoding().number(),
     )
 }

@@ -28,8 +28,10 @@ use super::tag::TagAllocator;
 use super::{Capabilities, GuestInstructions, Lack, OutOfMemory, Vendor, clear_bits};
 use crate::arch::cpu::cpu;
 use crate::arch::msr::{self, Msr};
+use crate::arch::speculation;
 use crate::mem::Hpa;
 use crate::mem::nested::Ept;
+use crate::rules::speculation::Plan;
 use control::{Controls, Registers};
 use frame::Frame;
 use host::HostState;
@@ -79,6 +81,8 @@ pub struct VmxCpu {
     switched: usize,
     /// What the attached vCPU translates through.
     current: Option<(EptPointer, Vpid)>,
+    /// What is done around guests' runs on this CPU.
+    speculation: Plan,
 }
 
 /// The bitmaps that all domains share: of MSRs, and of the lower and the upper half of the ports.
@@ -196,6 +200,7 @@ impl Vendor for Vmx {
             loaded,
             switched,
             current: None,
+            speculation: speculation::enable(),
         })
     }
 

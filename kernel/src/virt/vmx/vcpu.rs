@@ -15,7 +15,7 @@ use plinth_abi::{Segment, VcpuState};
 
 use super::apic;
 use super::control::{Controls, FlushTypes};
-use super::enter::{EntryArea, enter, exited};
+use super::enter::{EntryArea, enter};
 use super::exits::{self, has_instruction_length};
 use super::frame::Frame;
 use super::validate::{self, Limits, bits::*};
@@ -31,6 +31,7 @@ use super::{SWITCHED, Vmx, VmxCpu, VmxDomain, dump, host, ops};
 use crate::arch::msr::{self, Msr};
 use crate::mem::{Hpa, try_box};
 use crate::virt::event::vector;
+use crate::virt::guard::Guards;
 use crate::virt::tag::{Flush, Tag};
 use crate::virt::{
     BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu, VirtualApic,
@@ -105,6 +106,8 @@ pub(super) struct Inner {
     switched: usize,
     cr2: u64,
     dr6: u64,
+    /// IA32_SPEC_CTRL as the guest has set it. Writes exit, so this is the truth.
+    spec_ctrl: u64,
 }
 
 impl Drop for Inner {
@@ -209,8 +212,6 @@ impl Inner {
         self.write_state(&VcpuState::RESET);
 
         vmcs::HOST_RSP.write(Linear(self.area.stack_top()));
-        let exited: unsafe extern "C" fn() = exited;
-        vmcs::HOST_RIP.write(Linear(exited as usize as u64));
     }
 
     /// Sets whose ends of interrupts exit; the VMCS is written only where that changes.
@@ -525,6 +526,7 @@ impl Vcpu<Vmx> for VmxVcpu {
             switched: 0,
             cr2: 0,
             dr6: 0,
+            spec_ctrl: 0,
         })
         .map(Self)
     }
@@ -552,6 +554,8 @@ impl Vcpu<Vmx> for VmxVcpu {
         if inner.host != Some(cpu.id) {
             cpu.host.write();
             inner.host = Some(cpu.id);
+            inner.area.guards = Guards::new(&cpu.speculation, inner.spec_ctrl);
+            vmcs::HOST_RIP.write(inner.area.exit_address());
         }
         host::HostState::write_control_registers();
         let io_bitmaps = domain.io_bitmaps();
@@ -764,6 +768,7 @@ impl Vcpu<Vmx> for VmxVcpu {
             Msr::IA32_SYSENTER_ESP => vmcs::GUEST_SYSENTER_ESP.read().0,
             Msr::IA32_SYSENTER_EIP => vmcs::GUEST_SYSENTER_EIP.read().0,
             Msr::IA32_PAT => vmcs::GUEST_PAT.read().0,
+            Msr::IA32_SPEC_CTRL => self.0.spec_ctrl,
             _ => return switched_msr(msr),
         })
     }
@@ -776,6 +781,11 @@ impl Vcpu<Vmx> for VmxVcpu {
             Msr::IA32_SYSENTER_ESP => vmcs::GUEST_SYSENTER_ESP.write(Linear(value)),
             Msr::IA32_SYSENTER_EIP => vmcs::GUEST_SYSENTER_EIP.write(Linear(value)),
             Msr::IA32_PAT => vmcs::GUEST_PAT.write(Pat(value)),
+            Msr::IA32_SPEC_CTRL => {
+                self.0.spec_ctrl = value;
+                self.0.area.guards.set_spec_ctrl(value);
+                vmcs::HOST_RIP.write(self.0.area.exit_address());
+            }
             // SAFETY: the kernel uses none of these.
             _ => return SWITCHED.contains(&msr) && unsafe { msr::try_write(msr, value) },
         }
