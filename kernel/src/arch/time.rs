@@ -32,11 +32,15 @@ const PIT_HZ: u64 = 1_193_182;
 const PIT_COUNT: u16 = u16::MAX;
 /// Where chipsets of the i440FX have the PM timer, for machines without ACPI tables.
 const PM_PORT_OF_PIIX4: u16 = 0xb008;
-/// Length of one measurement: a hundredth of a second.
-const MEASURE_PER_SECOND: u64 = 100;
-/// Measurements taken; the median counts.
+/// Length of one measurement: a two-hundredth of a second. A tick of the PM timer is a twentieth of a thousandth of that.
+const MEASURE_PER_SECOND: u64 = 200;
+/// Readings of the clock of which the quickest counts: something may come between it and the TSC, be it an SMI or whoever runs below.
+const READINGS: usize = 8;
+/// Measurements taken at most, if none is [`GOOD_ENOUGH`]; the best counts.
 const MEASUREMENTS: usize = 5;
-/// TSC ticks after which a clock that has not counted a hundredth of a second is given up: that at the highest plausible rate.
+/// A measurement is good enough whose readings took no more than this part of it.
+const GOOD_ENOUGH: u64 = 1000;
+/// TSC ticks after which a clock that has not counted so long is given up: that at the highest plausible rate.
 const STANDSTILL: u64 = 20_000_000_000 / MEASURE_PER_SECOND;
 /// TSC rates between these are believed, in Hz. Emulators run slowly: Bochs's rate is its `ips`.
 const PLAUSIBLE: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
@@ -123,45 +127,105 @@ enum Reference {
     Pit,
 }
 
+/// A reading of a clock, and when it was made.
+#[derive(Clone, Copy)]
+struct Reading {
+    clock: u32,
+    /// The TSC in the middle of it.
+    tsc: u64,
+    /// TSC ticks that it took.
+    took: u64,
+}
+
+/// How far clocks have come meanwhile.
+struct Measured {
+    tsc_hz: u64,
+    apic_hz: u64,
+    /// What the readings took of it, in parts of `u32::MAX`.
+    doubt: u64,
+}
+
 impl Reference {
-    /// Lets a hundredth of a second pass, calling `begin` at its start; the number of the clock's ticks, and its rate. `None`
-    /// where it does not pass.
-    fn measure(&self, begin: impl FnOnce()) -> Option<(u64, u64)> {
-        let end = tsc().saturating_add(STANDSTILL);
+    /// Ticks a second.
+    const fn hz(&self) -> u64 {
         match self {
-            Self::Pm(timer) => {
-                let wanted = PM_HZ / MEASURE_PER_SECOND;
-                let first = read_pm(timer);
-                begin();
-                loop {
-                    let gone = pm_ticks(first, read_pm(timer), timer.wide);
-                    if gone >= wanted {
-                        return Some((gone, PM_HZ));
-                    }
-                    if tsc() > end {
-                        return None;
-                    }
-                }
-            }
-            Self::Pit => {
-                let wanted = PIT_HZ / MEASURE_PER_SECOND;
-                pit_start(PIT_COUNT);
-                begin();
-                loop {
-                    // What was counted, not what was asked for: whoever waits may be late.
-                    let gone = u64::from(PIT_COUNT - pit_left());
-                    if pit_done() {
-                        return Some((u64::from(PIT_COUNT), PIT_HZ));
-                    }
-                    if gone >= wanted {
-                        return Some((gone, PIT_HZ));
-                    }
-                    if tsc() > end {
-                        return None;
-                    }
-                }
+            Self::Pm(_) => PM_HZ,
+            Self::Pit => PIT_HZ,
+        }
+    }
+
+    /// Starts it, where it has to be started.
+    fn start(&self) {
+        if let Self::Pit = self {
+            pit_start(PIT_COUNT);
+            // It takes the count at its next tick.
+            for _ in 0..READINGS {
+                pit_left();
             }
         }
+    }
+
+    /// What it shows.
+    fn read(&self) -> u32 {
+        match self {
+            Self::Pm(timer) => read_pm(timer),
+            Self::Pit => pit_left().into(),
+        }
+    }
+
+    /// Ticks from one thing that it showed to another; less than what it counts in all.
+    const fn ticks(&self, first: u32, now: u32) -> u64 {
+        match self {
+            Self::Pm(timer) => pm_ticks(first, now, timer.wide),
+            // Counts down, and goes on from 65535.
+            Self::Pit => (first.wrapping_sub(now) & 0xffff) as u64,
+        }
+    }
+
+    /// Reads it: the quickest of some readings.
+    fn reading(&self) -> Reading {
+        let one = || {
+            let before = ordered_tsc();
+            let clock = self.read();
+            let took = ordered_tsc().saturating_sub(before);
+            Reading {
+                clock,
+                tsc: before + took / 2,
+                took,
+            }
+        };
+        (1..READINGS).fold(one(), |best, _| {
+            let next = one();
+            if next.took < best.took { next } else { best }
+        })
+    }
+
+    /// Measures the TSC and the APIC timer against it, which must not be armed. `None` where it does not count.
+    fn measure(&self) -> Option<Measured> {
+        let (hz, wanted) = (self.hz(), self.hz() / MEASURE_PER_SECOND);
+        self.start();
+        apic::timer_masked();
+        apic::timer_count(u32::MAX);
+        let first = self.reading();
+        let apic_first = (apic::timer_left(), ordered_tsc());
+        let give_up = first.tsc.saturating_add(STANDSTILL);
+        while self.ticks(first.clock, self.read()) < wanted {
+            if tsc() > give_up {
+                return None;
+            }
+        }
+        let last = self.reading();
+        let apic_last = (apic::timer_left(), ordered_tsc());
+        apic::timer_count(0);
+        let (ticks, gone) = (self.ticks(first.clock, last.clock), last.tsc - first.tsc);
+        let tsc_hz = gone.checked_mul(hz)? / ticks;
+        let apic_ticks = u64::from(apic_first.0 - apic_last.0);
+        let apic_hz = apic_ticks.checked_mul(tsc_hz)? / (apic_last.1 - apic_first.1);
+        Some(Measured {
+            tsc_hz,
+            apic_hz,
+            doubt: (first.took + last.took) * u64::from(u32::MAX) / gone.max(1),
+        })
     }
 
     const fn name(&self) -> &'static str {
@@ -213,12 +277,6 @@ fn pit_left() -> u16 {
     }
 }
 
-/// Whether channel 2 has counted down; it goes on from 65535 then.
-fn pit_done() -> bool {
-    // SAFETY: reading the port has no effect.
-    unsafe { Port::<u8>::new(0x61).read() & 0x20 != 0 }
-}
-
 /// Measures the TSC's rate and the APIC timer's, on the boot CPU.
 ///
 /// CPUID leaf 15h, and a hypervisor's leaf 4000_0010h, are exact where they are right; they are believed where the measurement
@@ -261,26 +319,20 @@ pub fn calibrate(pm_timer: Option<PmTimer>) {
     );
 }
 
-/// Rates of the TSC and of the APIC timer, in Hz: the medians of several measurements. The timer must not be armed. `None`
-/// where the reference does not count.
+/// Rates of the TSC and of the APIC timer, in Hz: the best of some measurements. The timer must not be armed. `None` where the
+/// reference does not count.
 fn rates(reference: &Reference) -> Option<(u64, u64)> {
-    let mut tsc_rates = [0; MEASUREMENTS];
-    let mut apic_rates = [0; MEASUREMENTS];
-    for (tsc_rate, apic_rate) in tsc_rates.iter_mut().zip(&mut apic_rates) {
-        apic::timer_masked();
-        let mut first = 0;
-        let (ticks, hz) = reference.measure(|| {
-            apic::timer_count(u32::MAX);
-            first = tsc();
-        })?;
-        let (last, left) = (tsc(), apic::timer_left());
-        apic::timer_count(0);
-        *tsc_rate = (last - first) * hz / ticks;
-        *apic_rate = u64::from(u32::MAX - left) * hz / ticks;
+    let mut best = reference.measure()?;
+    for _ in 1..MEASUREMENTS {
+        if best.doubt <= u64::from(u32::MAX) / GOOD_ENOUGH {
+            break;
+        }
+        let next = reference.measure()?;
+        if next.doubt < best.doubt {
+            best = next;
+        }
     }
-    tsc_rates.sort_unstable();
-    apic_rates.sort_unstable();
-    Some((tsc_rates[MEASUREMENTS / 2], apic_rates[MEASUREMENTS / 2]))
+    Some((best.tsc_hz, best.apic_hz))
 }
 
 /// The TSC's rate by the PIT, measured anew; `None` where the PIT does not count. Disarms the calling CPU's timer.

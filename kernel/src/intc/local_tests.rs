@@ -810,7 +810,7 @@ proptest::proptest! {
                     kept.told_ends = std::array::from_fn(|index| kept.told_ends[index] | more.told_ends[index]);
                 }
                 Step::Priority(value) => {
-                    here.wrmsr(0x808, value.into()).unwrap();
+                    assert_eq!(here.wrmsr(0x808, value.into()), Ok(Effect::Changed));
                     keeping.0.task_priority = value;
                 }
                 Step::Deliver => assert_eq!(keeping.deliver(), here.take()),
@@ -859,7 +859,7 @@ fn step() -> impl proptest::strategy::Strategy<Value = Step> {
 fn a_disabled_apic_lends_no_requests() {
     let mut cpu = Cpu::new(0);
     cpu.raise(0x40);
-    cpu.base(DISABLED).unwrap();
+    assert_eq!(cpu.base(DISABLED), Ok(Effect::Changed));
     cpu.requests.raise(0x50, false);
     let lent = cpu.apic.lend(&cpu.requests);
     assert_eq!(lent.interrupts.requested, [0; 4]);
@@ -871,7 +871,7 @@ fn x2apic_accesses_are_lent_while_software_has_it_enabled() {
     let mut cpu = Cpu::x2apic(0);
     assert!(cpu.apic.lend(&cpu.requests).x2apic);
     // Disabled, it does not take its own interrupts, which the CPU would not know.
-    cpu.wrmsr(0x80f, 0xff).unwrap();
+    assert_eq!(cpu.wrmsr(0x80f, 0xff), Ok(Effect::Changed));
     assert!(!cpu.apic.lend(&cpu.requests).x2apic);
     let cpu = Cpu::new(0);
     assert!(!cpu.apic.lend(&cpu.requests).x2apic, "xAPIC mode");

@@ -143,7 +143,8 @@ impl Inner {
         self.secondary = controls.secondary;
         if let Some(page) = &self.apic {
             let exits = PrimaryControls::CR8_LOAD_EXITING | PrimaryControls::CR8_STORE_EXITING;
-            self.primary = self.primary - exits | Controls::KEEP_PRIMARY;
+            self.primary.remove(exits);
+            self.primary |= Controls::KEEP_PRIMARY;
             self.secondary |= Controls::KEEP_SECONDARY;
             vmcs::VIRTUAL_APIC.write(page.hpa());
             vmcs::TPR_THRESHOLD.write(TprThreshold(0));
