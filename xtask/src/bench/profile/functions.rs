@@ -82,11 +82,19 @@ impl<'a> Program<'a> {
 
     /// The function to which an instruction belongs.
     fn function(&self, root: &Path, address: u64) -> Function {
-        let mut found = None;
+        innermost(self.functions(root, address)).unwrap_or_else(|| Function {
+            program: self.name.to_owned(),
+            name: unknown(),
+            file: String::new(),
+        })
+    }
+
+    /// The functions inlined at an instruction, the innermost first, and the one that has it; and whether they are of this workspace.
+    fn functions(&self, root: &Path, address: u64) -> Vec<(Function, bool)> {
+        let mut functions = Vec::new();
         if self.holds(address)
             && let Ok(mut frames) = self.lines.find_frames(address).skip_all_loads()
         {
-            // From the innermost to the outermost.
             while let Ok(Some(frame)) = frames.next() {
                 let file = frame.location.and_then(|location| location.file);
                 let file = PathBuf::from(file.unwrap_or_default());
@@ -100,18 +108,18 @@ impl<'a> Program<'a> {
                     name: name.map_or_else(unknown, |name| short(&name).to_owned()),
                     file: own.map_or_else(|| end_of(&file), |own| own.display().to_string()),
                 };
-                if own.is_some() {
-                    return function;
-                }
-                found.get_or_insert(function);
+                functions.push((function, own.is_some()));
             }
         }
-        found.unwrap_or_else(|| Function {
-            program: self.name.to_owned(),
-            name: unknown(),
-            file: String::new(),
-        })
+        functions
     }
+}
+
+/// The first function that is of this workspace, or the first of all.
+fn innermost(mut functions: Vec<(Function, bool)>) -> Option<Function> {
+    let own = functions.iter().position(|(_, is_own)| *is_own);
+    let first = own.or((!functions.is_empty()).then_some(0))?;
+    Some(functions.swap_remove(first).0)
 }
 
 /// A function's name without its path and its parameters: its file is told as well, and all its forms are written at one place.
@@ -154,6 +162,15 @@ impl<'a> Programs<'a> {
             guests,
             root,
         }
+    }
+
+    /// Whether a guest, if it has an instruction, has it from a file of the workspace, inlined or not.
+    pub fn is_from(&self, file: &str, guest: &str, address: u64) -> bool {
+        let guest = self.guests.iter().find(|program| program.name == guest);
+        guest.is_some_and(|guest| {
+            let functions = guest.functions(self.root, address);
+            functions.iter().any(|(function, _)| function.file == file)
+        })
     }
 
     /// How many of the instructions, which are in the order of their execution, belong to which function.
@@ -328,6 +345,38 @@ mod tests {
             names(&one, &[address, kernel, kernel, address]),
             [told("kernel", "?", 2), told("one", "landmark", 2)]
         );
+    }
+
+    #[test]
+    fn a_library_s_instructions_are_its_user_s() {
+        let function = |name: &str| Function {
+            program: "kernel".to_owned(),
+            name: name.to_owned(),
+            file: String::new(),
+        };
+        let named = |list: &[(&str, bool)]| {
+            let list = list.iter().map(|&(name, is_own)| (function(name), is_own));
+            innermost(list.collect()).map(|function| function.name)
+        };
+        let library = ("load", false);
+        let own = [library, ("get", true), ("run", true)];
+        assert_eq!(named(&own).as_deref(), Some("get"));
+        assert_eq!(named(&[library, ("copy", false)]).as_deref(), Some("load"));
+        assert_eq!(named(&[]), None);
+    }
+
+    #[test]
+    fn the_file_of_a_guest_s_instruction_is_known() {
+        let (file, moved) = this_program();
+        let address = landmark as fn(u64) -> u64 as usize as u64 - moved;
+        let program = |name| Program::new(name, &file).unwrap();
+        let root = crate::workspace::source_root();
+        let programs = Programs::new(program("kernel"), vec![program("one")], &root);
+        let here = "xtask/src/bench/profile/functions.rs";
+        assert!(programs.is_from(here, "one", address));
+        assert!(!programs.is_from("xtask/src/main.rs", "one", address));
+        assert!(!programs.is_from(here, "two", address));
+        assert!(!programs.is_from(here, "one", u64::MAX));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The guest does the same again and again, so the places where the kernel is entered come again and again, too. How many entries
 //! lie between a place and its return is looked for: the number with which most rounds come out, each at least as long as
-//! what the guest has measured. So neither the guest's printing, of which there is less, nor a part of a round is taken for one.
+//! what the guest has measured, so that a part of a round is not taken for one; nor is the guest's printing.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -52,8 +52,9 @@ pub struct Rounds {
     pub most: usize,
 }
 
-/// Finds the rounds of an operation that takes at least `least` instructions.
-pub fn find(addresses: &[u64], least: u64) -> Option<Rounds> {
+/// Finds the rounds of an operation that takes at least `least` instructions. The kernel is not entered at a place that is `foreign`
+/// in any of them.
+pub fn find(addresses: &[u64], least: u64, foreign: impl Fn(u64) -> bool) -> Option<Rounds> {
     let entries = entries(addresses);
     let length = |round: &Range<usize>| entries[round.end] - entries[round.start];
     let is_long = |rounds: &Vec<Range<usize>>| {
@@ -63,7 +64,11 @@ pub fn find(addresses: &[u64], least: u64) -> Option<Rounds> {
             .get(lengths.len() / 2)
             .is_some_and(|&median| median as u64 >= least)
     };
-    let places: Vec<_> = entries.iter().map(|&entry| addresses[entry - 1]).collect();
+    let places: Vec<_> = entries
+        .iter()
+        .map(|&entry| addresses[entry - 1])
+        .map(|place| (!foreign(place)).then_some(place))
+        .collect();
     let rounds = (1..=MOST_ENTRIES.min(places.len() / 2))
         .map(|count| repeated(&places, count))
         .filter(is_long)
@@ -101,15 +106,15 @@ fn entries(addresses: &[u64]) -> Vec<usize> {
         .collect()
 }
 
-/// The rounds of `count` entries, as far as two or more of them follow one another: ranges of entries' indices.
-fn repeated(places: &[u64], count: usize) -> Vec<Range<usize>> {
-    let comes_again = |&(one, other): &(&u64, &u64)| one.abs_diff(*other) < NEAR;
+/// The rounds of `count` entries, as far as two or more of them follow one another: ranges of entries' indices. A place that is none
+/// never comes again.
+fn repeated(places: &[Option<u64>], count: usize) -> Vec<Range<usize>> {
+    let comes_again = |(one, other): (&Option<u64>, &Option<u64>)| {
+        one.zip(*other)
+            .is_some_and(|(one, other)| one.abs_diff(other) < NEAR)
+    };
     let later = places.iter().skip(count);
-    let again: Vec<_> = places
-        .iter()
-        .zip(later)
-        .map(|pair| comes_again(&pair))
-        .collect();
+    let again: Vec<_> = places.iter().zip(later).map(comes_again).collect();
     let mut rounds = Vec::new();
     let mut start = 0;
     for run in again.chunk_by(|one, other| one == other) {
@@ -126,6 +131,11 @@ fn repeated(places: &[u64], count: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Where nothing is known to be foreign.
+    fn find(addresses: &[u64], least: u64) -> Option<Rounds> {
+        super::find(addresses, least, |_| false)
+    }
 
     const HANDLER: u64 = KERNEL + 0x1000;
 
@@ -199,6 +209,16 @@ mod tests {
             .collect();
         let rounds = find(&trace(&entries), 60).unwrap();
         assert_eq!(rounds.typical.len(), 124);
+    }
+
+    #[test]
+    fn what_is_foreign_is_no_round_however_often_it_comes() {
+        let mut entries = vec![(0x10_1000, 98); 20];
+        entries.extend([(0x10_5000, 300), (0x10_6000, 900)].repeat(40));
+        let addresses = trace(&entries);
+        assert_eq!(find(&addresses, 90).unwrap().typical.len(), 1204);
+        let rounds = super::find(&addresses, 90, |place| place == 0x10_6000).unwrap();
+        assert_eq!((rounds.typical.len(), rounds.all), (100, 19));
     }
 
     #[test]
