@@ -8,6 +8,7 @@ mod figures;
 mod linux_boot;
 mod mitigations;
 mod plot;
+mod profile;
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -82,6 +83,8 @@ pub enum What {
     LinuxBoot,
     /// What each mitigation of speculative execution adds to exits and switches
     Mitigations,
+    /// The functions on which an operation's instructions are spent; on qemu-svm
+    Profile,
 }
 
 /// The options of `cargo xtask bench`.
@@ -90,6 +93,9 @@ pub struct Options {
     /// What is measured
     #[arg(value_enum, default_value_t = What::Exits)]
     pub what: What,
+    /// The operation that is profiled, by the name that `cargo xtask bench` prints
+    #[arg(value_name = "NAME")]
+    pub operation: Option<String>,
     /// The machine: qemu-svm, bochs-vmx or bochs-svm; on qemu-kvm the figures are cycles
     #[arg(long, value_name = "MACHINE", default_value = "qemu-svm")]
     pub on: Choice,
@@ -118,10 +124,15 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
              try: cargo xtask bench"
         );
     }
+    anyhow::ensure!(
+        options.what == What::Profile || options.operation.is_none(),
+        "one operation alone is not measured, but profiled\n  try: cargo xtask bench profile NAME"
+    );
     match options.what {
         What::Exits => {}
         What::LinuxBoot => return linux_boot::main(options),
         What::Mitigations => return mitigations::main(options),
+        What::Profile => return profile::main(options),
     }
     let workspace = Workspace::load()?;
     let (kind, why) = choose(options.on, &Host::look());
@@ -245,6 +256,41 @@ fn loaded_bytes(file: &[u8]) -> anyhow::Result<u64> {
 }
 
 impl Run<'_> {
+    /// The guests that run.
+    fn programs(&self) -> impl Iterator<Item = &str> {
+        let root = image::root(self.command_line);
+        std::iter::once(root).chain(self.guests.iter().copied())
+    }
+
+    /// Starts its machine.
+    fn start(
+        &self,
+        kind: Kind,
+        workspace: &Workspace,
+        build: &Build,
+        tools: &Tools,
+    ) -> anyhow::Result<Machine> {
+        let site = Site::new(&workspace.machines())?;
+        image::write(
+            &site.disk(),
+            build,
+            self.command_line,
+            Some(self.guests),
+            &[],
+        )?;
+        let equipment = Equipment {
+            kind,
+            smp: 1,
+            memory: self.memory.min(kind.most_memory()),
+            display: false,
+            gdb: None,
+            instruction_ns: Some(1),
+            recorded: false,
+            predictions: self.predictions,
+        };
+        Ok(Machine::start(site, &equipment, tools)?)
+    }
+
     /// The figures that its machine prints.
     fn measure(
         &self,
@@ -268,30 +314,12 @@ impl Run<'_> {
         build: &Build,
         tools: &Tools,
     ) -> anyhow::Result<Vec<String>> {
-        let site = Site::new(&workspace.machines())?;
-        image::write(
-            &site.disk(),
-            build,
-            self.command_line,
-            Some(self.guests),
-            &[],
-        )?;
-        let equipment = Equipment {
-            kind,
-            smp: 1,
-            memory: self.memory.min(kind.most_memory()),
-            display: false,
-            gdb: None,
-            instruction_ns: Some(1),
-            recorded: false,
-            predictions: self.predictions,
-        };
         let logs = workspace.target.join("test-logs");
         let log = logs.join(format!("{kind}-{}.log", self.name));
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let step = Step::start(format!("measuring on {kind}, {}", self.command_line));
-        let mut machine = Machine::start(site, &equipment, tools)?;
+        let mut machine = self.start(kind, workspace, build, tools)?;
         let mut script = Script::default();
         let (lines, ending) = watch(
             &mut machine,

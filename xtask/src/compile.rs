@@ -8,7 +8,7 @@ use crate::header;
 use crate::progress::{self, CommandError, Step};
 use crate::provision::Permission;
 use crate::provision::targets::{self, KERNEL, LOADER, TargetError, Toolchain};
-use crate::workspace::{self, C_SOURCE, Workspace, WorkspaceError};
+use crate::workspace::{self, C_SOURCE, Program, Workspace, WorkspaceError};
 
 /// Why there is no build.
 #[derive(Debug, thiserror::Error)]
@@ -98,22 +98,61 @@ pub fn main(permission: Permission) -> anyhow::Result<ExitCode> {
 /// Builds.
 pub fn build(workspace: &Workspace, permission: Permission) -> Result<Build, BuildError> {
     let toolchain = targets::provide(permission)?;
-    let guests = workspace.guests.iter().map(|guest| guest.package.as_str());
-    let kernel_side: Vec<_> = std::iter::once(KERNEL_PACKAGE).chain(guests).collect();
-    compile(&toolchain, "kernel and guests", KERNEL, &kernel_side)?;
-    compile(&toolchain, "loader", LOADER, &[LOADER_PACKAGE])?;
-    let built = |target: &str, name: &str| workspace.target.join(target).join("release").join(name);
-    let mut guests: Vec<_> = workspace
+    let guests: Vec<_> = workspace.guests.iter().collect();
+    let mut build = programs(&toolchain, workspace, &workspace.target, &guests, &[])?;
+    build.guests.extend(compile_c(workspace)?);
+    build.guests.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(build)
+}
+
+/// What makes a release build tell the source lines of its instructions. The instructions are the same.
+const WITH_LINES: [(&str, &str); 2] = [
+    ("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only"),
+    ("CARGO_PROFILE_RELEASE_STRIP", "none"),
+];
+
+/// Builds the kernel, the loader and those guests in Rust whose names are given, apart from the usual build: kernel and guests
+/// tell the source lines of their instructions.
+pub fn build_with_lines(
+    workspace: &Workspace,
+    permission: Permission,
+    guests: &[&str],
+) -> Result<Build, BuildError> {
+    let toolchain = targets::provide(permission)?;
+    let place = workspace.target.join("profile");
+    let guests: Vec<_> = workspace
         .guests
         .iter()
-        .map(|guest| Guest::new(&guest.bin, built(KERNEL, &guest.bin), &guest.directory))
+        .filter(|guest| guests.contains(&guest.bin.as_str()))
         .collect();
-    guests.extend(compile_c(workspace)?);
-    guests.sort_by(|a, b| a.name.cmp(&b.name));
+    programs(&toolchain, workspace, &place, &guests, &WITH_LINES)
+}
+
+/// Builds the kernel and guests in Rust in `place`, with more of an environment, and the loader at its usual place.
+fn programs(
+    toolchain: &Toolchain,
+    workspace: &Workspace,
+    place: &Path,
+    guests: &[&Program],
+    environment: &[(&str, &str)],
+) -> Result<Build, BuildError> {
+    let packages = guests.iter().map(|guest| guest.package.as_str());
+    let packages: Vec<_> = std::iter::once(KERNEL_PACKAGE).chain(packages).collect();
+    let mut command = compile(toolchain, KERNEL, place, &packages);
+    command.envs(environment.iter().copied());
+    finish(&mut command, "kernel and guests", KERNEL)?;
+    let mut command = compile(toolchain, LOADER, &workspace.target, &[LOADER_PACKAGE]);
+    finish(&mut command, "loader", LOADER)?;
+    let built =
+        |place: &Path, target: &str, name: &str| place.join(target).join("release").join(name);
+    let guest = |guest: &&Program| {
+        let elf = built(place, KERNEL, &guest.bin);
+        Guest::new(&guest.bin, elf, &guest.directory)
+    };
     Ok(Build {
-        loader: built(LOADER, &format!("{LOADER_PACKAGE}.efi")),
-        kernel: built(KERNEL, KERNEL_PACKAGE),
-        guests,
+        loader: built(&workspace.target, LOADER, &format!("{LOADER_PACKAGE}.efi")),
+        kernel: built(place, KERNEL, KERNEL_PACKAGE),
+        guests: guests.iter().map(guest).collect(),
     })
 }
 
@@ -154,19 +193,21 @@ pub fn c_compiler(headers: &Path) -> Command {
     command
 }
 
-fn compile(
-    toolchain: &Toolchain,
-    what: &str,
-    target: &str,
-    packages: &[&str],
-) -> Result<(), BuildError> {
-    let step = Step::start(format!("building {what} for {target}"));
+/// The command that builds the programs of some packages in `place`.
+fn compile(toolchain: &Toolchain, target: &str, place: &Path, packages: &[&str]) -> Command {
     let mut command = toolchain.cargo("build");
-    command.args(["--release", "--target", target, "--bins"]);
+    command
+        .args(["--release", "--target", target, "--bins", "--target-dir"])
+        .arg(place);
     for package in packages {
         command.args(["--package", package]);
     }
-    progress::run(&mut command, &step, None)?;
+    command
+}
+
+fn finish(command: &mut Command, what: &str, target: &str) -> Result<(), BuildError> {
+    let step = Step::start(format!("building {what} for {target}"));
+    progress::run(command, &step, None)?;
     step.done("built");
     Ok(())
 }

@@ -65,6 +65,11 @@ pub fn main(
 /// The guest of the first domain, unless the command line says `root=NAME`.
 const ROOT: &str = "control";
 
+/// The first domain's guest.
+pub fn root(command_line: &str) -> &str {
+    option(command_line, "root").unwrap_or(ROOT)
+}
+
 /// The value of `key=value` in a kernel command line; the last one counts.
 pub fn option<'a>(command_line: &'a str, key: &str) -> Option<&'a str> {
     command_line
@@ -106,7 +111,7 @@ pub fn write(
     archive
         .add("cmdline", format!("{}\n", command_line.trim()).as_bytes())
         .map_err(failed)?;
-    let root = option(command_line, "root").unwrap_or(ROOT);
+    let root = root(command_line);
     let is_linux = |name: &str| linux.iter().any(|machine| machine.name == name);
     let others: Option<Vec<&str>> = guests.map(|names| {
         let others = names.iter().copied().filter(|name| !is_linux(name));

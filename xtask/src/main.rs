@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod compile;
 mod console;
+mod coverage;
 mod doctor;
 mod fuzz;
 mod guard;
@@ -56,6 +57,8 @@ enum Task {
     Build(Install),
     /// Runs the fuzz targets, for a while each
     Fuzz(fuzz::Options),
+    /// Runs the host tests and tells how many lines of code they run
+    Coverage(Install),
     /// Counts lines of code and unsafe blocks, without tests
     Stats,
     /// Checks formatting and runs clippy on every package for its target
@@ -126,6 +129,7 @@ fn main() -> ExitCode {
         Task::Header(options) => header::main(options.out),
         Task::Doctor => doctor::main(),
         Task::Fuzz(options) => fuzz::main(&options),
+        Task::Coverage(install) => coverage::main(&install),
         Task::Stats => stats::main(),
         Task::Build(install) => compile::main(install.permission()),
         Task::Check(install) => check::main(install.permission()),

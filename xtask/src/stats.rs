@@ -62,7 +62,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
     let mut kernel = Vec::new();
     let mut others = Vec::new();
     for package in &workspace.packages {
-        let files = files(&package.roots)?;
+        let files = files(&package.roots, |finder| finder.count)?;
         if package.name == KERNEL_PACKAGE {
             kernel = by_directory(&files);
         } else {
@@ -83,8 +83,10 @@ fn sum<'a>(counts: impl IntoIterator<Item = &'a Count>) -> Count {
 }
 
 /// The counts of a package by its directories below `src`; what is in `src` itself comes first.
-fn by_directory(files: &BTreeMap<PathBuf, Count>) -> Vec<(String, Count)> {
-    let mut directories = BTreeMap::<String, Count>::new();
+pub fn by_directory<T: Copy + Default + AddAssign>(
+    files: &BTreeMap<PathBuf, T>,
+) -> Vec<(String, T)> {
+    let mut directories = BTreeMap::<String, T>::new();
     for (path, &count) in files {
         let parts: Vec<_> = path.iter().filter_map(|part| part.to_str()).collect();
         let below = parts.iter().rposition(|part| *part == "src");
@@ -115,20 +117,27 @@ fn table(what: &str, rows: &[(String, Count)]) -> String {
     table
 }
 
-/// The files of a package, each with its count: the roots, and what their modules lead to.
-fn files(roots: &[PathBuf]) -> Result<BTreeMap<PathBuf, Count>, StatsError> {
-    let mut counts = BTreeMap::new();
+/// The lines of a package's files that have code which is not only for tests, beginning with 1.
+pub fn code_lines(roots: &[PathBuf]) -> anyhow::Result<BTreeMap<PathBuf, BTreeSet<usize>>> {
+    Ok(files(roots, |finder| finder.lines)?)
+}
+
+/// The files of a package, each with what is made of it: the roots, and what their modules lead to.
+fn files<T>(
+    roots: &[PathBuf],
+    made: impl Fn(Finder) -> T,
+) -> Result<BTreeMap<PathBuf, T>, StatsError> {
+    let mut all = BTreeMap::new();
     let mut left: Vec<_> = roots.iter().map(|root| (root.clone(), true)).collect();
     while let Some((path, is_root)) = left.pop() {
-        if counts.contains_key(&path) {
+        if all.contains_key(&path) {
             continue;
         }
         let text =
             fs::read_to_string(&path).map_err(|error| StatsError::Read(path.clone(), error))?;
-        let (count, modules) = count(&text)
+        let finder = look(&text)
             .map_err(|error| StatsError::Syntax(path.clone(), error.span().start().line, error))?;
-        counts.insert(path.clone(), count);
-        for module in modules {
+        for module in &finder.modules {
             let file = module
                 .candidates(&path, is_root)
                 .into_iter()
@@ -136,8 +145,9 @@ fn files(roots: &[PathBuf]) -> Result<BTreeMap<PathBuf, Count>, StatsError> {
                 .ok_or_else(|| StatsError::NoFile(path.clone(), module.name()))?;
             left.push((file, false));
         }
+        all.insert(path, made(finder));
     }
-    Ok(counts)
+    Ok(all)
 }
 
 /// A module that is in a file of its own.
@@ -178,8 +188,8 @@ impl Module {
     }
 }
 
-/// Counts the text of a file; and the modules that it names.
-fn count(text: &str) -> syn::Result<(Count, Vec<Module>)> {
+/// Looks at the text of a file.
+fn look(text: &str) -> syn::Result<Finder> {
     // Lines are those of the very text that is parsed here: spans of several texts lie behind one another.
     let tokens = TokenStream::from_str(text)?;
     let file: syn::File = syn::parse2(tokens.clone())?;
@@ -193,7 +203,7 @@ fn count(text: &str) -> syn::Result<(Count, Vec<Module>)> {
     }
     finder.count.files = 1;
     finder.count.lines = finder.lines.len();
-    Ok((finder.count, finder.modules))
+    Ok(finder)
 }
 
 /// Notes the lines of all tokens but those of documentation.
@@ -404,7 +414,7 @@ mod tests {
     use super::*;
 
     fn counted(text: &str) -> Count {
-        count(text).unwrap().0
+        look(text).unwrap().count
     }
 
     #[test]
@@ -469,7 +479,7 @@ mod tests {
     fn modules_lead_to_files() {
         let text =
             "mod a;\nmod b { mod c; }\n#[cfg(test)]\nmod tests;\n#[path = \"x/d.rs\"]\nmod d;\n";
-        let (_, modules) = count(text).unwrap();
+        let modules = look(text).unwrap().modules;
         let found = |file: &str, is_root| {
             let candidates = |module: &Module| module.candidates(Path::new(file), is_root);
             modules.iter().map(candidates).collect::<Vec<_>>()
@@ -532,7 +542,9 @@ mod tests {
     fn this_workspace_can_be_counted() {
         let workspace = Workspace::load().unwrap();
         for package in workspace.packages {
-            let count = sum(files(&package.roots).unwrap().values());
+            let count = sum(files(&package.roots, |finder| finder.count)
+                .unwrap()
+                .values());
             assert!(count.files > 0 && count.lines > 0, "{}", package.name);
         }
     }
@@ -542,14 +554,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("lib.rs");
         fs::write(&root, "fn f() {}\n\nfn g( {}\n").unwrap();
-        let error = files(std::slice::from_ref(&root)).unwrap_err().to_string();
+        let lines = |root: &PathBuf| code_lines(std::slice::from_ref(root));
+        let error = lines(&root).unwrap_err().to_string();
         assert!(error.contains("lib.rs, line 3"), "{error}");
         fs::write(&root, "mod nowhere;\n").unwrap();
-        let error = files(std::slice::from_ref(&root)).unwrap_err().to_string();
+        let error = lines(&root).unwrap_err().to_string();
         assert!(
             error.contains("nowhere") && error.contains("try: "),
             "{error}"
         );
-        assert!(files(&[directory.path().join("none.rs")]).is_err());
+        assert!(lines(&directory.path().join("none.rs")).is_err());
+        fs::write(&root, "fn f() {}\n\n#[cfg(test)]\nfn g() {}\nfn h() {}\n").unwrap();
+        let lines = lines(&root).unwrap().remove(&root);
+        assert_eq!(lines, Some(BTreeSet::from([1, 5])));
     }
 }

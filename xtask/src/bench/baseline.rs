@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Map, Value};
 
-use super::figures::{Figure, pretty};
+use super::figures::{Figure, growth, pretty};
 use crate::machine::Kind;
 
 /// A figure may differ from the baseline by so many %.
@@ -97,6 +97,14 @@ impl Baseline {
     /// The operations that it has.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
+    }
+
+    /// The operations that are measured, each once: those that it has, without numbers of bytes, and those that are not compared.
+    pub fn operations(&self) -> Vec<&str> {
+        let names = self.names().chain(NOT_COMPARED);
+        names
+            .filter(|name| growth(name).is_none() && !name.contains("bytes"))
+            .collect()
     }
 
     /// Compares what was measured: a line for each operation that is here or there, sorted by name.

@@ -51,9 +51,14 @@ impl Figure {
 
     /// The operation, and how many other domains there were, for one that was measured beside several numbers of them.
     pub fn growth(&self) -> Option<(&str, u32)> {
-        let (operation, others) = self.name.rsplit_once(AT)?;
-        Some((operation, others.parse().ok()?))
+        growth(&self.name)
     }
+}
+
+/// As [`Figure::growth`], for a name alone.
+pub fn growth(name: &str) -> Option<(&str, u32)> {
+    let (operation, others) = name.rsplit_once(AT)?;
+    Some((operation, others.parse().ok()?))
 }
 
 /// Prints the figures.

@@ -108,9 +108,9 @@ impl<'a> Watched<'a> {
             self.machine.write(typed.as_bytes());
         }
         self.until(from)?;
-        let first = self.machine.instructions()?;
+        let first = self.machine.monitor()?.instructions()?;
         self.until(PROMPT)?;
-        let last = self.machine.instructions()?;
+        let last = self.machine.monitor()?.instructions()?;
         self.machine.kill();
         Ok(last.saturating_sub(first))
     }

@@ -120,7 +120,7 @@ pub struct Equipment {
     /// QEMU's time is counted in instructions of that many nanoseconds, a power of two; with 1 a tick of the TSC is an
     /// instruction, as it always is in Bochs. QEMU is slower then.
     pub instruction_ns: Option<u32>,
-    /// Whether QEMU records the run, for [`Machine::instructions`].
+    /// Whether QEMU records the run, for [`qemu::Monitor::instructions`].
     pub recorded: bool,
     /// Whether the CPU announces the registers against speculative execution, which have no effect on either emulator.
     pub predictions: bool,
@@ -276,9 +276,14 @@ impl Machine {
         })
     }
 
-    /// How many instructions all CPUs of a recorded machine have executed so far.
-    pub fn instructions(&self) -> anyhow::Result<u64> {
-        qemu::instructions(self.site.0.path())
+    /// Where QEMU takes commands, if the machine counts instructions.
+    pub fn monitor(&self) -> anyhow::Result<qemu::Monitor> {
+        qemu::Monitor::connect(self.directory())
+    }
+
+    /// The machine's private directory.
+    pub fn directory(&self) -> &Path {
+        self.site.0.path()
     }
 
     /// Starts any program as a machine whose serial port is its standard input and output.
@@ -342,7 +347,7 @@ impl Machine {
 
     /// The last of what the emulator itself had to say.
     pub fn messages(&self, lines: usize) -> Vec<String> {
-        let directory = self.site.0.path();
+        let directory = self.directory();
         let mut all = Vec::new();
         for name in [bochs::LOG, MESSAGES] {
             if let Ok(bytes) = std::fs::read(directory.join(name)) {

@@ -3,12 +3,13 @@
 //! The serial port is QEMU's standard input and output. Files are named relative to the machine's directory.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
+use serde_json::{Value, json};
 
 use super::{DISK, Equipment, Kind, MachineError, failed};
 use crate::linux;
@@ -16,7 +17,7 @@ use crate::provision::packages::Tools;
 
 /// The private copy of the firmware's variables.
 const VARIABLES: &str = "vars.fd";
-/// A recorded machine's record, and where it answers questions.
+/// A recorded machine's record, and where one that counts instructions takes commands.
 const RECORD: &str = "record";
 const CONTROL: &str = "qmp";
 /// Linux's files where it runs without Plinth.
@@ -73,39 +74,74 @@ pub fn prepare_linux(
     Ok(command)
 }
 
-/// How many instructions a recorded machine has executed.
-pub fn instructions(directory: &Path) -> anyhow::Result<u64> {
-    let socket = UnixStream::connect(directory.join(CONTROL)).context("cannot reach QEMU")?;
-    let mut answers = BufReader::new(&socket).lines();
-    let mut next = || {
-        answers
+/// Where a machine that counts instructions takes commands (QMP).
+#[derive(Debug)]
+pub struct Monitor {
+    socket: UnixStream,
+    answers: Lines<BufReader<UnixStream>>,
+}
+
+impl Monitor {
+    /// Connects to the machine in a directory.
+    pub fn connect(directory: &Path) -> anyhow::Result<Self> {
+        let socket = UnixStream::connect(directory.join(CONTROL)).context("cannot reach QEMU")?;
+        let copy = socket.try_clone().context("cannot reach QEMU")?;
+        let mut monitor = Self {
+            socket,
+            answers: BufReader::new(copy).lines(),
+        };
+        // It greets first, and wants to be asked for what it can do.
+        monitor.line()?;
+        monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
+        Ok(monitor)
+    }
+
+    fn line(&mut self) -> anyhow::Result<String> {
+        self.answers
             .next()
             .context("QEMU says nothing")?
             .context("QEMU says nothing")
-    };
-    // It greets first, and wants to be asked for what it can do.
-    next()?;
-    let mut ask = |command| {
-        writeln!(&socket, "{{\"execute\":\"{command}\"}}").context("cannot ask QEMU")?;
+    }
+
+    /// The answer to a command.
+    fn ask(&mut self, command: &Value) -> anyhow::Result<Value> {
+        writeln!(self.socket, "{command}").context("cannot ask QEMU")?;
         loop {
-            let line = next()?;
+            let line = self.line()?;
+            let answer: Value = serde_json::from_str(&line).context("QEMU's answer is no JSON")?;
             // What happens meanwhile is told, too.
-            if !line.contains("\"event\"") {
-                return anyhow::Ok(line);
+            if answer.get("event").is_none() {
+                return Ok(answer);
             }
         }
-    };
-    ask("qmp_capabilities")?;
-    count(&ask("query-replay")?)
-}
+    }
 
-/// The count in the answer to `query-replay`.
-fn count(answer: &str) -> anyhow::Result<u64> {
-    let answer: serde_json::Value =
-        serde_json::from_str(answer).context("QEMU's answer is no JSON")?;
-    answer["return"]["icount"]
-        .as_u64()
-        .context("QEMU does not say how many instructions it has executed")
+    /// How many instructions a recorded machine has executed.
+    pub fn instructions(&mut self) -> anyhow::Result<u64> {
+        let answer = self.ask(&json!({ "execute": "query-replay" }))?;
+        answer["return"]["icount"]
+            .as_u64()
+            .context("QEMU does not say how many instructions it has executed")
+    }
+
+    /// Writes a line for each instruction to a file in the machine's directory from now on, instead of the file before.
+    pub fn trace(&mut self, file: &str) -> anyhow::Result<()> {
+        // A block of code is one instruction then, and each goes by the loop that logs it.
+        for line in [
+            format!("logfile {file}"),
+            "singlestep on".to_owned(),
+            "log exec,nochain".to_owned(),
+        ] {
+            let answer = self.ask(&json!({
+                "execute": "human-monitor-command",
+                "arguments": { "command-line": line },
+            }))?;
+            // The human monitor has no errors but words.
+            let said = answer["return"].as_str().context("QEMU does not obey")?;
+            anyhow::ensure!(said.is_empty(), "QEMU does not take {line:?}: {said}");
+        }
+        Ok(())
+    }
 }
 
 /// CPUs, memory, screen and serial port, whose line has the given properties.
@@ -135,12 +171,11 @@ fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
             add(&[
                 "-icount",
                 &format!("shift={shift},rr=record,rrfile={RECORD}"),
-                "-qmp",
-                &format!("unix:{CONTROL},server=on,wait=off"),
             ]);
         } else {
             add(&["-icount", &format!("shift={shift},sleep=off")]);
         }
+        add(&["-qmp", &format!("unix:{CONTROL},server=on,wait=off")]);
     }
     add(&[
         "-smp",
@@ -195,6 +230,7 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     fn line(equipment: &Equipment) -> String {
         arguments(equipment, Path::new("/fw/a,b.fd"), true).join(" ")
@@ -223,6 +259,54 @@ mod tests {
         assert!(line.contains("-no-reboot") && line.contains("-display none"));
         assert!(line.contains("readonly=on,file=/fw/a,,b.fd"));
         assert!(!line.contains("-gdb") && !line.contains(" -S"));
+    }
+
+    #[test]
+    fn who_counts_instructions_takes_commands() {
+        let counting = Equipment {
+            instruction_ns: Some(1),
+            ..equipment(Kind::QemuSvm)
+        };
+        let line = line(&counting);
+        assert!(
+            line.contains("-icount shift=0,sleep=off -qmp unix:qmp,server=on,wait=off"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn the_monitor_is_asked_and_tells() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join(CONTROL)).unwrap();
+        // QEMU's side, with an event between; it does not know the last command.
+        let qemu = std::thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let mut asked = BufReader::new(&socket).lines();
+            let said = [
+                r#"{"return": {}}"#,
+                r#"{"event": "RESUME"}
+                {"return": {"icount": 7}}"#,
+                r#"{"return": ""}"#,
+                r#"{"return": "unknown command"}"#,
+            ];
+            writeln!(&socket, "{{\"QMP\": {{}}}}").unwrap();
+            said.map(|answer| {
+                let command = asked.next().unwrap().unwrap();
+                writeln!(&socket, "{answer}").unwrap();
+                command
+            })
+        });
+        let mut monitor = Monitor::connect(directory.path()).unwrap();
+        assert_eq!(monitor.instructions().unwrap(), 7);
+        let error = monitor.trace("file").unwrap_err().to_string();
+        assert!(error.contains("unknown command"), "{error}");
+        let asked = qemu.join().unwrap();
+        assert!(asked[0].contains("qmp_capabilities"));
+        assert!(
+            asked[2].contains(r#"{"command-line":"logfile file"}"#),
+            "{asked:?}"
+        );
+        assert!(asked[3].contains("singlestep on"));
     }
 
     #[test]

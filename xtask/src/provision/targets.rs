@@ -46,7 +46,13 @@ pub enum TargetError {
         /// Why building from source failed.
         source: Box<SourceError>,
     },
+    /// LLVM's programs are missing, and why they were not brought.
+    #[error("the toolchain lacks {LLVM_TOOLS}: {0}\n  try: rustup component add {LLVM_TOOLS}")]
+    LlvmTools(String),
 }
+
+/// rustup's component with LLVM's programs.
+const LLVM_TOOLS: &str = "llvm-tools";
 
 /// A compiler that can build for the bare-metal targets.
 #[derive(Debug, Clone)]
@@ -250,25 +256,49 @@ pub fn provide(permission: Permission) -> Result<Toolchain, TargetError> {
 
 /// Lets rustup add the targets; the error says in one line why it could not.
 fn add_by_rustup(missing: &[&str]) -> Result<(), String> {
+    rustup(&[&["target", "add"], missing].concat())?;
+    match self::missing() {
+        Ok(missing) if missing.is_empty() => Ok(()),
+        Ok(missing) => Err(format!("{} still missing afterwards", missing.join(" "))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Runs rustup; the error says in one line why it did nothing.
+fn rustup(arguments: &[&str]) -> Result<(), String> {
     if find_program("rustup").is_none() {
         return Err("rustup is not installed".into());
     }
-    let step = Step::start(format!("rustup target add {}", missing.join(" ")));
+    let step = Step::start(format!("rustup {}", arguments.join(" ")));
     let mut command = Command::new("rustup");
     command
-        .args(["target", "add"])
-        .args(missing)
+        .args(arguments)
         .current_dir(source_root())
         .env("RUSTUP_MAX_RETRIES", "0");
     progress::run(&mut command, &step, Some(RUSTUP_LIMIT))
         .map_err(|error| first_complaint(&error.to_string()))?;
-    match self::missing() {
-        Ok(missing) if missing.is_empty() => {
-            step.done("added");
-            Ok(())
+    step.done("added");
+    Ok(())
+}
+
+/// Where the programs of the LLVM are with which the compiler was built, such as `llvm-cov`: found in the toolchain, or added by
+/// rustup. Others' need not read what this compiler writes.
+pub fn llvm_tools(permission: Permission) -> Result<PathBuf, TargetError> {
+    let libraries = rustc(&["--print", "target-libdir"])?;
+    let directory = Path::new(libraries.trim()).with_file_name("bin");
+    let is_there = || directory.join("llvm-cov").is_file();
+    if !is_there() {
+        if permission == Permission::Refused {
+            let why = "--no-install forbids to install it";
+            return Err(TargetError::LlvmTools(why.into()));
         }
-        Ok(missing) => Err(format!("{} still missing afterwards", missing.join(" "))),
-        Err(error) => Err(error.to_string()),
+        rustup(&["component", "add", LLVM_TOOLS]).map_err(TargetError::LlvmTools)?;
+    }
+    if is_there() {
+        Ok(directory)
+    } else {
+        let why = format!("it is not in {}", directory.display());
+        Err(TargetError::LlvmTools(why))
     }
 }
 

@@ -27,16 +27,7 @@ pub fn test(workspace: &Workspace, filter: &str, mut report: impl FnMut(Vec<Test
         let Some(inner) = inner_filter(package, filter) else {
             continue;
         };
-        let mut command = Command::new(cargo());
-        command
-            .current_dir(&workspace.root)
-            .args(["test", "--no-fail-fast", "--package", package]);
-        if let Some(directory) = library {
-            command.arg("--lib");
-            for name in integration_tests(workspace, directory) {
-                command.args(["--test", &name]);
-            }
-        }
+        let mut command = command(workspace, package, library);
         command.args(["--", inner]);
         let step = Step::start(format!("host tests of {package}"));
         match progress::capture(&mut command, &step, None) {
@@ -62,6 +53,32 @@ pub fn test(workspace: &Workspace, filter: &str, mut report: impl FnMut(Vec<Test
             }
         }
     }
+}
+
+/// The command that tests a package.
+fn command(workspace: &Workspace, package: &str, library: Option<&str>) -> Command {
+    let mut command = Command::new(cargo());
+    command
+        .current_dir(&workspace.root)
+        .args(["test", "--no-fail-fast", "--package", package]);
+    if let Some(directory) = library {
+        command.arg("--lib");
+        for name in integration_tests(workspace, directory) {
+            command.args(["--test", &name]);
+        }
+    }
+    command
+}
+
+/// The commands that test all packages, without the examples in their documentation.
+pub fn commands(workspace: &Workspace) -> impl Iterator<Item = (&'static str, Command)> {
+    PACKAGES.into_iter().map(|(package, library)| {
+        let mut command = command(workspace, package, library);
+        if library.is_none() {
+            command.arg("--tests");
+        }
+        (package, command)
+    })
 }
 
 /// The filter for libtest if a test of the package can match, given that full names are `host/PACKAGE/NAME`.

@@ -4,7 +4,7 @@
 //! comes and never lies.
 
 pub mod drive;
-mod host;
+pub mod host;
 pub mod judge;
 mod libtest;
 mod scenarios;
