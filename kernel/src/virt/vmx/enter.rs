@@ -58,28 +58,6 @@ const _: () = assert!(offset_of!(EntryArea, host_stack) == 128 && size_of::<Gprs
 const _: () = assert!(offset_of!(Gprs, rbp) == 40 && offset_of!(Gprs, rbx) == 24);
 const _: () = assert!(offset_of!(EntryArea, guards) == guard::OFFSET);
 
-/// Calls a function that crosses into the guest and back. It saves the guest's registers in the area and comes back with the host's
-/// stack pointer; every other general register is declared as clobbered, or saved here. No vector register is used by the
-/// kernel.
-macro_rules! through {
-    ($cross:ident, $area:expr) => {{
-        let reason: u64;
-        asm!(
-            "push rbp",
-            "push rbx",
-            "call {cross}",
-            "pop rbx",
-            "pop rbp",
-            cross = sym $cross,
-            inout("rdi") $area => _,
-            out("rax") reason,
-            out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
-            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
-        );
-        ExitReason(reason as u32)
-    }};
-}
-
 /// Runs the guest of the current VMCS until it exits.
 ///
 /// # Safety
@@ -87,22 +65,24 @@ macro_rules! through {
 /// rest of its host state is this CPU's, and its controls and nested tables confine the guest. Interrupts are off.
 #[inline(always)]
 pub(super) unsafe fn enter(area: *mut EntryArea) -> ExitReason {
-    // SAFETY: by the caller's promise.
+    let reason: u64;
+    // SAFETY: `cross` saves the guest's registers in `area` and comes back with the host's stack pointer; every other
+    // general register is declared as clobbered, or saved here. No vector register is used by the kernel.
     unsafe {
-        if (*area).guards.is_empty() {
-            through!(cross, area)
-        } else {
-            enter_guarded(area)
-        }
+        asm!(
+            "push rbp",
+            "push rbx",
+            "call {cross}",
+            "pop rbx",
+            "pop rbp",
+            cross = sym cross,
+            inout("rdi") area => _,
+            out("rax") reason,
+            out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
     }
-}
-
-/// # Safety
-/// As for [`enter`].
-#[inline(never)]
-unsafe fn enter_guarded(area: *mut EntryArea) -> ExitReason {
-    // SAFETY: by the caller's promise.
-    unsafe { through!(cross_guarded, area) }
+    ExitReason(reason as u32)
 }
 
 /// Loads the guest's general registers from the area at RDI, but RDI, which [`load_rdi`] loads last.
@@ -138,6 +118,8 @@ macro_rules! load_rdi {
 #[unsafe(naked)]
 unsafe extern "C" fn cross() {
     naked_asm!(
+        "cmp dword ptr [rdi + {actions}], 0",
+        "jne {guarded}",
         "mov [rdi + {host_stack}], rsp",
         load_gprs!(),
         load_rdi!(),
@@ -163,11 +145,13 @@ unsafe extern "C" fn cross() {
         launched = const offset_of!(EntryArea, launched),
         host_rsp = const HOST_RSP.encoding().number(),
         not_entered = const NOT_ENTERED.0,
+        actions = const guard::OFFSET,
+        guarded = sym cross_guarded,
     )
 }
 
-/// As [`cross`], for an area that has guards. The area is on the stack meanwhile, where a failure finds it: the kernel's SPEC_CTRL has
-/// to come back then, too.
+/// As [`cross`], which goes on here, for an area that has guards. The area is on the stack meanwhile, where a failure finds it: the
+/// kernel's SPEC_CTRL has to come back then, too.
 #[unsafe(naked)]
 unsafe extern "C" fn cross_guarded() {
     naked_asm!(
@@ -234,7 +218,7 @@ unsafe extern "C" fn exited() {
     )
 }
 
-/// As [`exited`], for an area that has guards. Returns to the caller of [`cross_guarded`].
+/// As [`exited`], for an area that has guards.
 #[unsafe(naked)]
 unsafe extern "C" fn exited_guarded() {
     naked_asm!(
