@@ -12,6 +12,7 @@ pub mod attacker;
 pub mod child;
 pub mod kit;
 pub mod neighbour;
+pub mod options;
 pub mod pc;
 pub mod runner;
 pub mod warm;

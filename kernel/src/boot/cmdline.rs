@@ -89,7 +89,7 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
         "root" => options.root = Some(value).filter(|name| !name.is_empty()),
         // These are the first domain's own.
-        "guests" | "parallel" => {}
+        "guests" | "parallel" | "fuzz" => {}
         _ => return None,
     }
     Some(())
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let options = quiet(
-            "log=trace panic=halt end=reboot maxcpus=3 apic=software mitigations=off test=cpu root=a guests=a,b\n",
+            "log=trace panic=halt end=reboot maxcpus=3 apic=software mitigations=off test=cpu root=a guests=a,b fuzz=c\n",
         );
         assert_eq!(
             options,
