@@ -798,6 +798,20 @@ pub static ALL: &[Scenario] = &[
         &[Kind::BochsVmx],
         "root=fuzzer log=warn fuzz=calls=200000,victims=1000",
     ),
+    // A first domain that does what a control guest does, and is killed at random points of it.
+    Scenario {
+        name: "lives",
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        command_line: "root=fuzzer log=warn restart=always fuzz=lives",
+        timeout: 900,
+        guests: Some(&[]),
+        suites: &["fuzzer"],
+        expectations: &[
+            never("no-panic", "panic at"),
+            matches("was-killed-often", r"200 operations in \d{2,} lives"),
+        ],
+        ..DEFAULT
+    },
     // How the scheduler shares the CPUs, and what domains cost, 500 of them where there is memory for it.
     Scenario {
         name: "measure",
