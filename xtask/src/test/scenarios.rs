@@ -796,7 +796,7 @@ pub static ALL: &[Scenario] = &[
     fuzzing(
         "fuzzers-short",
         &[Kind::BochsVmx],
-        "root=fuzzer log=warn fuzz=calls=200000,victims=1000",
+        "root=fuzzer log=warn fuzz=calls=200000,victims=500",
     ),
     // A first domain that does what a control guest does, and is killed at random points of it.
     Scenario {
