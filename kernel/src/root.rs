@@ -341,7 +341,8 @@ fn report<V: Vendor>(kernel: &'static Kernel<V>, domain: &Domain<V>) {
     };
     // Nobody serves its devices any more.
     kernel.unbind_irqs();
-    if oldest.is_some_and(|oldest| now - oldest < CRASH_TIME_NS) {
+    let are_too_many = oldest.is_some_and(|oldest| now - oldest < CRASH_TIME_NS);
+    if are_too_many && !cmdline::options().restart_always {
         ::log::error!(
             "\"{}\" has crashed {} times within {} s: the machine cannot be controlled",
             domain.name(),

@@ -50,9 +50,7 @@ use plinth_rt::abi::domain::{MAX_VCPUS, platform};
 use plinth_rt::abi::{DomainConfig, Handle};
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
-use plinth_testkit::{accounts, child, kit, window};
-
-use kit::Must;
+use plinth_testkit::{accounts, child, kit, warm, window};
 
 plinth_rt::entry!(main);
 
@@ -101,31 +99,10 @@ fn main() -> u64 {
     suite::run("conformance", &TESTS)
 }
 
-/// What the kernel keeps once it has been needed is not what the tests look for: nested tables, room in lists, CPUID of domains
-/// with so many vCPUs, the binding of an interrupt. All of it is needed once before the accounts are opened.
+/// What the kernel keeps once it has been needed: besides what [`warm`] knows, CPUID of domains with so many vCPUs, and the binding of an
+/// interrupt.
 fn warm_up() -> Outcome {
-    let memory = kit::memory(4096)?;
-    let mut mappings = [const { None }; window::SLOTS as usize];
-    for (slot, mapping) in (0..).zip(&mut mappings) {
-        *mapping = Some(window::Mapped::new(slot, *memory, 4096)?);
-    }
-    let mut events = [const { None }; 16];
-    for place in &mut events {
-        let event = kit::event()?;
-        event.bind(0).must("bind")?;
-        event.signal().must("signal")?;
-        *place = Some(event);
-    }
-    let mut children = [const { None }; 24];
-    for (index, place) in children.iter_mut().enumerate() {
-        let code = if index % 2 == 0 {
-            child::spin()
-        } else {
-            child::wait()
-        };
-        *place = Some(child::Child::running(code)?);
-    }
-    drop(children);
+    warm::up()?;
     let _pc = child::Temporary::new(&DomainConfig {
         vcpus: 4,
         platform: platform::PC,

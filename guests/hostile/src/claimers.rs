@@ -10,7 +10,7 @@ use plinth_rt::{Gprs, Outcome, Why, check, check_eq, snippet};
 use plinth_testkit::kit::{MS, Must, Owned, event, memory, raw, refused, to_the_end};
 
 use crate::attacker::{Attacker, FREE, Plan, at, peek, poke, tell};
-use crate::window::Mapped;
+use plinth_testkit::window::Mapped;
 
 cases!("claimers":
     answers_without_a_question,

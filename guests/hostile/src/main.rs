@@ -1,5 +1,5 @@
 //! Attacks by class. Each case makes an attacker, a domain of its own, and says what the manuals or `docs/abi.md` promise it: an
-//! exception, a value, a status, an end. Around every case ([`runner`]) a neighbour must go on computing and find nothing changed, and
+//! exception, a value, a status, an end. Around every case ([`plinth_testkit::runner`]) a neighbour must go on computing and find nothing changed, and
 //! the accounts of the machine and of the suite must balance once the attacker is gone.
 //!
 //! The suite needs a system handle and a handle to its own domain, and 64 MiB of memory.
@@ -21,12 +21,11 @@ macro_rules! cases {
         /// The cases of this module.
         pub const CASES: &[plinth_rt::suite::Test] = &[$((
             concat!($module, "::", stringify!($case)),
-            || crate::runner::watched($case),
+            || plinth_testkit::runner::watched($case),
         )),+];
     };
 }
 
-mod attacker;
 mod budgets;
 mod claimers;
 mod double_fetches;
@@ -36,20 +35,16 @@ mod handles;
 mod leftovers;
 mod local_apics;
 mod msrs;
-mod neighbour;
 mod nested_faults;
 mod ports;
-mod runner;
 mod stale_translations;
 mod tasks;
 mod virtualisation;
 
 use plinth_rt::abi::Handle;
-use plinth_rt::abi::domain::platform;
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
-use plinth_testkit::kit::Must;
-use plinth_testkit::{accounts, child, kit, window};
+use plinth_testkit::{accounts, attacker, kit, neighbour, warm};
 
 plinth_rt::entry!(main);
 
@@ -91,32 +86,9 @@ fn main() -> u64 {
     suite::run("hostile", &CASES)
 }
 
-/// What the kernel keeps once it has been needed is not what the cases look for: nested tables, room in lists. All of it is needed once
-/// before the accounts are opened.
+/// What the cases need, needed once before the accounts are opened.
 fn warm_up() -> Outcome {
     neighbour::move_in()?;
-    let memory = kit::memory(4096)?;
-    let mut mappings = [const { None }; window::SLOTS as usize];
-    for (slot, mapping) in (0..).zip(&mut mappings) {
-        *mapping = Some(window::Mapped::new(slot, *memory, 4096)?);
-    }
-    let mut events = [const { None }; 16];
-    for place in &mut events {
-        let event = kit::event()?;
-        event.bind(0).must("bind")?;
-        event.signal().must("signal")?;
-        *place = Some(event);
-    }
-    let mut children = [const { None }; 24];
-    for place in &mut children {
-        *place = Some(child::Child::running(child::count())?);
-    }
-    drop(children);
-    for platform in [0, platform::PC] {
-        let plan = attacker::Plan::new(|| Ok(())).on(platform);
-        for vcpus in 1..=4 {
-            attacker::carried_out(&plan.with_vcpus(vcpus))?;
-        }
-    }
-    Ok(())
+    warm::up()?;
+    warm::attackers()
 }

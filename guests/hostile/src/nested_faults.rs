@@ -16,7 +16,7 @@ use crate::attacker::{
     Attacker, FREE, Plan, RAM, TABLES, Unexpected, at, fatal_to, faults_at, heard, inside,
     nested_fault, ordered, poke, tell,
 };
-use crate::window::Mapped;
+use plinth_testkit::window::Mapped;
 
 cases!("nested_faults":
     read_straddles_the_end,

@@ -11,7 +11,7 @@ use plinth_testkit::kit::{MS, Must, event, memory, sleep};
 
 use crate::attacker::{Attacker, Plan, Unexpected, at};
 use crate::claimers::{claim, slots_of};
-use crate::window::Mapped;
+use plinth_testkit::window::Mapped;
 
 cases!("stale_translations":
     unmapped_while_read,

@@ -20,15 +20,16 @@ const NAMES: [&str; 10] = [
     "own budget of heap",
 ];
 
-/// The figures, in the order of [`NAMES`].
-type Accounts = [u64; NAMES.len()];
+/// The figures: of the machine, and of the suite.
+pub type Accounts = [u64; NAMES.len()];
 
 /// How long the kernel may take to give back what has ended.
 const PATIENCE: u64 = 2_000 * MS;
 
 static START: [AtomicU64; NAMES.len()] = [const { AtomicU64::new(0) }; NAMES.len()];
 
-fn now() -> Result<Accounts, Why> {
+/// The accounts as they are.
+pub fn now() -> Result<Accounts, Why> {
     let machine = system().info().must("system info")?;
     let own = own().info().must("own info")?;
     Ok([
@@ -46,7 +47,7 @@ fn now() -> Result<Accounts, Why> {
 }
 
 /// Waits until the accounts are as before, because much is given back in steps, after the call that ended it.
-fn settle(before: &Accounts) -> Outcome {
+pub fn settle(before: &Accounts) -> Outcome {
     let deadline = hypercall::clock() + PATIENCE;
     loop {
         let after = now()?;

@@ -357,6 +357,13 @@ impl Child {
         Ok(())
     }
 
+    /// Leaves it to itself: only the handles to it are given up.
+    pub fn leave(self) {
+        let domain = *self.domain;
+        core::mem::forget(self.domain);
+        drop(Owned(domain));
+    }
+
     /// Destroys it; that it can be.
     pub fn destroy(&self) -> Outcome {
         self.domain.destroy().must("destroy")

@@ -44,6 +44,8 @@ pub struct Options<'a> {
     pub test: Option<&'a str>,
     /// `root=`: the guest that becomes the first domain, instead of the control guest.
     pub root: Option<&'a str>,
+    /// `restart=`: whether the first domain is started anew however often it crashes.
+    pub restart_always: bool,
 }
 
 impl Options<'_> {
@@ -57,6 +59,7 @@ impl Options<'_> {
         mitigations: Choice::Auto,
         test: None,
         root: None,
+        restart_always: false,
     };
 }
 
@@ -88,8 +91,15 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
         "mitigations" => options.mitigations = Choice::parse(value)?,
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
         "root" => options.root = Some(value).filter(|name| !name.is_empty()),
+        "restart" => {
+            options.restart_always = match value {
+                "always" => true,
+                "limited" => false,
+                _ => return None,
+            }
+        }
         // These are the first domain's own.
-        "guests" | "parallel" => {}
+        "guests" | "parallel" | "fuzz" => {}
         _ => return None,
     }
     Some(())
@@ -149,7 +159,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let options = quiet(
-            "log=trace panic=halt end=reboot maxcpus=3 apic=software mitigations=off test=cpu root=a guests=a,b\n",
+            "log=trace panic=halt end=reboot maxcpus=3 apic=software mitigations=off test=cpu root=a restart=always guests=a,b fuzz=c\n",
         );
         assert_eq!(
             options,
@@ -162,6 +172,7 @@ mod tests {
                 mitigations: Choice::Just(Mitigations::empty()),
                 test: Some("cpu"),
                 root: Some("a"),
+                restart_always: true,
             }
         );
     }

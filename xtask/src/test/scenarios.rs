@@ -158,6 +158,30 @@ const fn failing(
     }
 }
 
+/// A run of the fuzzers.
+const fn fuzzing(
+    name: &'static str,
+    machines: &'static [Kind],
+    command_line: &'static str,
+) -> Scenario {
+    Scenario {
+        name,
+        machines,
+        command_line,
+        timeout: 900,
+        guests: Some(&[]),
+        suites: &["fuzzer"],
+        expectations: UNHARMED,
+        ..DEFAULT
+    }
+}
+
+/// A kernel that was attacked and has nothing to complain of.
+const UNHARMED: &[Expectation] = &[
+    never("no-panic", "panic at"),
+    never("no-kernel-error", " ERROR "),
+];
+
 /// A round through the control guest's commands.
 const SHELL: &[Step<'static>] = &[
     Step::Type("help"),
@@ -764,9 +788,27 @@ pub static ALL: &[Scenario] = &[
         timeout: 900,
         guests: Some(&[]),
         suites: &["hostile"],
+        expectations: UNHARMED,
+        ..DEFAULT
+    },
+    // Random hypercalls and random instructions: a million calls in QEMU, fewer in Bochs, where each costs more.
+    fuzzing("fuzzers", &[Kind::QemuSvm], "root=fuzzer log=warn"),
+    fuzzing(
+        "fuzzers-short",
+        &[Kind::BochsVmx],
+        "root=fuzzer log=warn fuzz=calls=200000,victims=500",
+    ),
+    // A first domain that does what a control guest does, and is killed at random points of it.
+    Scenario {
+        name: "lives",
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        command_line: "root=fuzzer log=warn restart=always fuzz=lives",
+        timeout: 900,
+        guests: Some(&[]),
+        suites: &["fuzzer"],
         expectations: &[
             never("no-panic", "panic at"),
-            never("no-kernel-error", " ERROR "),
+            matches("was-killed-often", r"200 operations in \d{2,} lives"),
         ],
         ..DEFAULT
     },

@@ -21,8 +21,9 @@ use plinth_rt::object::{Any, Memory, Vcpu, bytes_of};
 use plinth_rt::{
     Gprs, Outcome, Snippet, Trap, Why, check, check_eq, gdt, hypercall, println, trap,
 };
-use plinth_testkit::child::{Temporary, bytes, config};
-use plinth_testkit::kit::{Must, Owned, patiently, until};
+
+use crate::child::{Temporary, bytes, config};
+use crate::kit::{Must, Owned, patiently, until};
 
 /// Bytes of an attacker's memory.
 pub const RAM: u64 = 2 << 20;

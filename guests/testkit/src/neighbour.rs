@@ -9,8 +9,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use plinth_rt::abi::{DomainState, Handle};
 use plinth_rt::object::{Domain, bytes_of};
 use plinth_rt::{Outcome, Snippet, Why, check, snippet};
-use plinth_testkit::child::{Child, DATA, Plan};
-use plinth_testkit::kit::{Must, Random, system, until};
+
+use crate::child::{Child, DATA, Plan};
+use crate::kit::{Must, Random, system, until};
 
 /// Words that are summed up, from [`DATA`] on.
 const WORDS: usize = 256;
@@ -188,6 +189,16 @@ pub fn move_in() -> Outcome {
     DOMAIN.store(child.domain.any().0.0, Ordering::Relaxed);
     core::mem::forget(child);
     goes_on(0).map(drop)
+}
+
+/// Takes over one that lives already, by a handle with all rights.
+pub fn adopt(neighbour: Domain) {
+    DOMAIN.store(neighbour.0.0, Ordering::Relaxed);
+}
+
+/// The number of its domain.
+pub fn number() -> Result<u32, Why> {
+    Ok(domain().info().must("the neighbour's info")?.number)
 }
 
 fn word(gpa: u64) -> Result<u64, Why> {
