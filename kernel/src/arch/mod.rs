@@ -23,6 +23,7 @@ pub mod smp;
 pub mod stacks;
 pub mod time;
 pub mod trap;
+pub mod watchdog;
 
 use crate::boot::acpi::Firmware;
 
