@@ -11,6 +11,7 @@
 use super::alarm::Alarm;
 use super::gdt::Tables;
 use super::msr::{self, Msr};
+use super::watchdog::Watch;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::arch::asm;
@@ -42,6 +43,8 @@ pub struct Cpu {
     pub pending: AtomicU32,
     /// When its timer is to set [`PENDING_RESCHEDULE`], in TSC ticks.
     pub(super) alarm: Alarm,
+    /// Whether it goes on.
+    pub watch: Watch,
     /// Whether it has stopped for good because another CPU ends the machine.
     stopped: AtomicBool,
     /// What its interrupts have been.
@@ -91,6 +94,7 @@ impl Cpu {
             apic_id: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             alarm: Alarm::new(),
+            watch: Watch::new(),
             stopped: AtomicBool::new(false),
             counters: Counters::new(),
             tables: Tables::new(),

@@ -24,6 +24,7 @@ pub mod speculation;
 pub mod stacks;
 pub mod time;
 pub mod trap;
+pub mod watchdog;
 
 use crate::boot::acpi::Firmware;
 

@@ -1,5 +1,10 @@
 //! Which stacks exist, so that a backtrace can tell a frame pointer from a damaged one. Stacks are never freed.
 
+#![allow(
+    unsafe_code,
+    reason = "walks stacks by frame pointers that were checked against the known ones"
+)]
+
 use crate::mem::PAGE_SIZE;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -41,6 +46,28 @@ pub fn all() -> impl Iterator<Item = (u64, u64)> {
     STACKS.iter().take(count).map(|(low, high)| {
         let top = high.load(Ordering::Acquire);
         (low.load(Ordering::Relaxed), top)
+    })
+}
+
+/// The return addresses that are found by following frame pointers from `rbp` on, the innermost first. Every pointer is checked to
+/// lie on a known stack before it is followed, and the walk only ever goes up: damaged frames end it, they cannot make it fault
+/// or loop.
+pub fn callers(rbp: u64) -> impl Iterator<Item = u64> {
+    let mut next = Some(rbp);
+    core::iter::from_fn(move || {
+        let rbp = next.take()?;
+        if !rbp.is_multiple_of(8) || !holds(rbp, 16) {
+            return None;
+        }
+        // SAFETY: the 16 bytes at `rbp` lie on a mapped stack, as just checked, and are aligned.
+        let (caller, address) = unsafe {
+            (
+                (rbp as *const u64).read(),
+                (rbp as *const u64).add(1).read(),
+            )
+        };
+        next = (caller > rbp).then_some(caller);
+        (address != 0).then_some(address)
     })
 }
 

@@ -10,7 +10,7 @@ use core::arch::{asm, global_asm};
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{apic, cpu, irq, stacks, time};
+use super::{apic, cpu, irq, stacks, time, watchdog};
 
 /// What the stubs save, from the lowest address up.
 #[derive(Debug)]
@@ -259,7 +259,7 @@ extern "C" fn handle(frame: &mut Frame) {
     }
     let me = cpu::cpu();
     match frame.vector() {
-        2 => nmi(),
+        2 => nmi(frame),
         3 => {
             me.counters.breakpoint.fetch_add(1, Ordering::Relaxed);
         }
@@ -307,15 +307,16 @@ extern "C" fn handle(frame: &mut Frame) {
     }
 }
 
-/// A non-maskable interrupt: another CPU wants this one to stop, or to look up. Also called by the exit path, where the NMI
-/// ended a guest's run.
-fn nmi() {
+/// A non-maskable interrupt: another CPU wants this one to stop, to look up, or to say where it is. The exit path gets here, too,
+/// where the NMI ended a guest's run.
+fn nmi(frame: &Frame) {
     let me = cpu::cpu();
     me.counters.nmi.fetch_add(1, Ordering::Relaxed);
     let pending = me.pending.fetch_or(cpu::PENDING_NMI, Ordering::Relaxed);
     if pending & cpu::PENDING_STOP != 0 {
         stop();
     }
+    watchdog::interrupted(me, frame);
 }
 
 /// An entry of the table that says where to go on when an instruction faults.

@@ -1,9 +1,6 @@
 //! The end of the kernel by its own fault: says what happened and where, on every sink, with all other CPUs stopped.
 
-#![allow(
-    unsafe_code,
-    reason = "walks the stack by frame pointers that were checked against the known stacks"
-)]
+#![allow(unsafe_code, reason = "reads the frame pointer")]
 
 use super::{plain_line, take_serial_back};
 use crate::arch::{cpu, power, stacks, trap};
@@ -77,24 +74,13 @@ fn frame_pointer() -> u64 {
     value
 }
 
-/// Prints the callers found by following frame pointers from `rbp` on. Every pointer is checked to lie on a known stack
-/// before it is followed, and the walk only ever goes up: damaged frames end it, they cannot make it fault or loop.
+/// Prints the callers found by following frame pointers from `rbp` on.
 ///
 /// A recursion is one line, so that what it was called for stays on the screen.
-fn backtrace(mut rbp: u64) {
+fn backtrace(rbp: u64) {
     let (mut last, mut repeats, mut printed) = (0, 0, 0);
-    while printed < MAX_FRAMES && repeats < MAX_REPEATS {
-        if !rbp.is_multiple_of(8) || !stacks::holds(rbp, 16) {
-            return;
-        }
-        // SAFETY: the 16 bytes at `rbp` lie on a mapped stack, as just checked, and are aligned.
-        let (caller, address) = unsafe {
-            (
-                (rbp as *const u64).read(),
-                (rbp as *const u64).add(1).read(),
-            )
-        };
-        if address == 0 {
+    for address in stacks::callers(rbp) {
+        if printed >= MAX_FRAMES || repeats >= MAX_REPEATS {
             return;
         }
         if address == last {
@@ -108,9 +94,5 @@ fn backtrace(mut rbp: u64) {
             (last, repeats) = (address, 0);
             printed += 1;
         }
-        if caller <= rbp {
-            return;
-        }
-        rbp = caller;
     }
 }

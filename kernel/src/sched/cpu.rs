@@ -10,6 +10,7 @@ use crate::arch::{irq, speculation, time, trap};
 use crate::mem::{Ref, reaper};
 use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
 use crate::root;
+use crate::selftest;
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
 
@@ -52,6 +53,7 @@ impl<V: Vendor> Kernel<V> {
             trap::halt_forever()
         };
         loop {
+            cpu.watch.goes_on(time::tsc());
             self.look_around(state, hardware);
             match self.sched.choose(state) {
                 Some(turn) => self.run_slice(state, &turn, hardware),
@@ -103,7 +105,9 @@ impl<V: Vendor> Kernel<V> {
 
     /// Halts until there is something to do.
     fn idle(&self, state: &CpuState<V>) {
+        selftest::serve(state.cpu);
         while reaper::step() {
+            state.cpu.watch.goes_on(time::tsc());
             // The timer and devices get their moment between two steps.
             trap::interrupt_window();
             if state.cpu.is_pending() {
@@ -125,10 +129,13 @@ impl<V: Vendor> Kernel<V> {
                 u64::MAX => time::disarm(),
                 deadline => time::arm(deadline),
             }
+            state.cpu.watch.rests();
             trap::enable_and_halt();
+            let end = time::tsc();
+            state.cpu.watch.goes_on(end);
             state
                 .idle_ticks
-                .fetch_add(time::tsc().saturating_sub(start), Ordering::Relaxed);
+                .fetch_add(end.saturating_sub(start), Ordering::Relaxed);
             state.idle_halts.fetch_add(1, Ordering::Relaxed);
         }
         state.idle.store(false, Ordering::SeqCst);
@@ -213,6 +220,8 @@ impl<V: Vendor> Kernel<V> {
             if stop != Stop::Pending {
                 return (stop, false);
             }
+            let now = time::tsc();
+            state.cpu.watch.goes_on(now);
             self.take_pending(state, run.hardware);
             match self.look(state, run.vcpu) {
                 Look::Leave => return (Stop::SliceOver, false),

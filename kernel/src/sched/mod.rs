@@ -17,7 +17,7 @@ use plinth_abi::{Schedule, Status};
 use spin::Mutex;
 
 use crate::arch::cpu::{self as machine, Cpu, PENDING_FLUSH, PENDING_RESCHEDULE};
-use crate::arch::{apic, time};
+use crate::arch::{apic, time, watchdog};
 use crate::mem::Ref;
 use crate::object::Vcpu;
 use crate::trace::{self, Kind};
@@ -160,12 +160,16 @@ impl<V: Vendor> Sched<V> {
         }
     }
 
-    /// Kicks CPUs whose timer should have ended a slice a good while ago.
+    /// Kicks CPUs whose timer should have ended a slice a good while ago, and sees to those that do not leave the kernel.
     fn look_after_others(&self, state: &CpuState<V>, now: u64) {
         for other in &self.cpus {
-            if other.cpu.id != state.cpu.id && time::is_overdue(other.cpu, now) {
+            if other.cpu.id == state.cpu.id {
+                continue;
+            }
+            if time::is_overdue(other.cpu, now) {
                 self.attract(other, PENDING_RESCHEDULE);
             }
+            watchdog::look_at(other.cpu, now);
         }
     }
 
@@ -511,9 +515,11 @@ impl<V: Vendor> Sched<V> {
             while runs() {
                 // The other one may be waiting for this CPU.
                 self.flush(mine, hardware);
-                if time::tsc() > patience {
+                let now = time::tsc();
+                if now > patience {
                     apic::send_nmi(state.cpu.apic_id());
-                    patience = time::tsc() + time::ticks_of_us(PATIENCE_US);
+                    watchdog::look_at(state.cpu, now);
+                    patience = now + time::ticks_of_us(PATIENCE_US);
                 }
                 core::hint::spin_loop();
             }

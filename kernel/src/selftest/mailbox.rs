@@ -1,4 +1,5 @@
-//! Work for other CPUs, which wait for it in [`crate::launch::other_cpu`] with interrupts off.
+//! Work for other CPUs, which wait for it in [`crate::launch::other_cpu`] with interrupts off. What nobody took until then is done
+//! when its CPU first idles.
 
 use alloc::boxed::Box;
 use alloc::string::String;

@@ -4,13 +4,15 @@
 //! * `cpu` runs the suite: a line a test, and the number of failures is the machine's status.
 //! * `panic`, `fault`, `stack` and `again` make the kernel fail on purpose, for what it says then.
 //! * `end` ends the machine at once, as `end=` says.
+//! * `hang` lets guests run, and keeps the first CPU in the kernel for a while as soon as it idles: the watchdog tells of it.
 //!
-//! Nothing here runs on a machine that was not asked for it, but for a glance at the mailbox by CPUs that wait to be used.
+//! Nothing here runs on a machine that was not asked for it, but for a glance at the mailbox by CPUs that have nothing to do.
 
 mod cpus;
 mod entry;
 mod exceptions;
 mod fatal;
+mod hang;
 mod interrupts;
 mod mailbox;
 mod mappings;
@@ -70,8 +72,8 @@ const FAMILIES: [&[Test]; 8] = [
     entry::TESTS,
 ];
 
-/// Does what `test=` asks for, and ends the machine.
-pub fn run(name: &str) -> ! {
+/// Does what `test=` asks for, and ends the machine; or returns, where the test goes on while guests run.
+pub fn run(name: &str) {
     let how = cmdline::options().end;
     match name {
         "cpu" => power::end(how, suite()),
@@ -80,6 +82,7 @@ pub fn run(name: &str) -> ! {
         "fault" => fatal::on_another_cpu(fatal::faults),
         "stack" => fatal::on_another_cpu(fatal::overflows),
         "again" => fatal::on_another_cpu(fatal::panics_again),
+        "hang" => hang::arm(),
         _ => {
             ::log::error!("there is no test called `{name}`");
             power::end(how, NO_SUCH_TEST)

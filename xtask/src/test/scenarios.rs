@@ -908,6 +908,34 @@ pub static ALL: &[Scenario] = &[
             "plinth: panic during a panic: a second panic on purpose",
         )],
     ),
+    // A CPU that stays in the kernel for more than a second while guests run.
+    Scenario {
+        name: "hang",
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        command_line: "test=hang",
+        guests: Some(&[]),
+        script: &[
+            Step::Type("sleep 3"),
+            Step::Type("dmesg"),
+            Step::Type("shutdown 0"),
+        ],
+        expectations: &[
+            ordered(
+                "another-cpu-says-where-it-is",
+                &[
+                    "ERROR cpu1 cpu0 has been in the kernel for 1",
+                    "hang::spins+0x",
+                    "::live+0x",
+                    "launch::launch+0x",
+                ],
+            ),
+            ordered(
+                "it-goes-on",
+                &["the kernel goes on", "plinth> shutdown 0"],
+            ),
+        ],
+        ..DEFAULT
+    },
     Scenario {
         name: "reboot",
         command_line: "test=end end=reboot",
