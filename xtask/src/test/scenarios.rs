@@ -801,7 +801,8 @@ pub static ALL: &[Scenario] = &[
     // A first domain that does what a control guest does, and is killed at random points of it.
     Scenario {
         name: "lives",
-        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        // In Bochs it takes minutes.
+        machines: &[Kind::QemuSvm],
         command_line: "root=fuzzer log=warn restart=always fuzz=lives",
         timeout: 900,
         guests: Some(&[]),
