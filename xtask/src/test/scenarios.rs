@@ -916,10 +916,7 @@ pub static ALL: &[Scenario] = &[
                     "launch::launch+0x",
                 ],
             ),
-            ordered(
-                "it-goes-on",
-                &["the kernel goes on", "plinth> shutdown 0"],
-            ),
+            ordered("it-goes-on", &["the kernel goes on", "plinth> shutdown 0"]),
         ],
         ..DEFAULT
     },
