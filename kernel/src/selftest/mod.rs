@@ -8,6 +8,7 @@
 //!
 //! Nothing here runs on a machine that was not asked for it, but for a glance at the mailbox by CPUs that have nothing to do.
 
+mod allocation;
 mod cpus;
 mod entry;
 mod exceptions;
@@ -61,7 +62,7 @@ macro_rules! check {
 
 use {check, tests};
 
-const FAMILIES: [&[Test]; 8] = [
+const FAMILIES: [&[Test]; 9] = [
     exceptions::TESTS,
     interrupts::TESTS,
     timer::TESTS,
@@ -70,6 +71,7 @@ const FAMILIES: [&[Test]; 8] = [
     vector::TESTS,
     records::TESTS,
     entry::TESTS,
+    allocation::TESTS,
 ];
 
 /// Does what `test=` asks for, and ends the machine; or returns, where the test goes on while guests run.
