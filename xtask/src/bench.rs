@@ -267,7 +267,7 @@ impl Run {
             &mut script,
             PATIENCE,
             BufWriter::new(file),
-            |line| step.detail(line),
+            |_, line| step.detail(line),
         );
         machine.kill();
         let figures: Vec<_> = lines

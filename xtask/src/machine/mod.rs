@@ -7,6 +7,8 @@ pub mod bochs;
 pub mod choose;
 pub mod qemu;
 
+pub use qemu::{MachineCheck, Monitor};
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -276,7 +278,12 @@ impl Machine {
 
     /// How many instructions all CPUs of a recorded machine have executed so far.
     pub fn instructions(&self) -> anyhow::Result<u64> {
-        qemu::instructions(self.site.0.path())
+        self.monitor()?.instructions()
+    }
+
+    /// The monitor of a machine in QEMU.
+    pub fn monitor(&self) -> anyhow::Result<Monitor> {
+        Monitor::connect(self.site.0.path())
     }
 
     /// Starts any program as a machine whose serial port is its standard input and output.

@@ -3,12 +3,13 @@
 //! The serial port is QEMU's standard input and output. Files are named relative to the machine's directory.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
 
 use super::{DISK, Equipment, Kind, MachineError, failed};
 use crate::linux;
@@ -16,7 +17,7 @@ use crate::provision::packages::Tools;
 
 /// The private copy of the firmware's variables.
 const VARIABLES: &str = "vars.fd";
-/// A recorded machine's record, and where it answers questions.
+/// A recorded machine's record, and where a machine's monitor is reached.
 const RECORD: &str = "record";
 const CONTROL: &str = "qmp";
 /// Linux's files where it runs without Plinth.
@@ -69,37 +70,97 @@ pub fn prepare_linux(
     Ok(command)
 }
 
-/// How many instructions a recorded machine has executed.
-pub fn instructions(directory: &Path) -> anyhow::Result<u64> {
-    let socket = UnixStream::connect(directory.join(CONTROL)).context("cannot reach QEMU")?;
-    let mut answers = BufReader::new(&socket).lines();
-    let mut next = || {
-        answers
-            .next()
-            .context("QEMU says nothing")?
-            .context("QEMU says nothing")
-    };
-    // It greets first, and wants to be asked for what it can do.
-    next()?;
-    let mut ask = |command| {
-        writeln!(&socket, "{{\"execute\":\"{command}\"}}").context("cannot ask QEMU")?;
+/// A running machine's monitor (QMP). There is one at a time.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: UnixStream,
+    answers: Lines<BufReader<UnixStream>>,
+}
+
+impl Monitor {
+    /// That of the machine whose files are in `directory`.
+    pub fn connect(directory: &Path) -> anyhow::Result<Self> {
+        let socket = UnixStream::connect(directory.join(CONTROL)).context("cannot reach QEMU")?;
+        let answers = socket.try_clone().context("cannot reach QEMU")?;
+        let mut monitor = Self {
+            socket,
+            answers: BufReader::new(answers).lines(),
+        };
+        // It greets first, and wants to be asked for what it can do.
+        monitor.hear()?;
+        monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
+        Ok(monitor)
+    }
+
+    fn hear(&mut self) -> anyhow::Result<Value> {
+        let line = self.answers.next().context("QEMU says nothing")?;
+        let line = line.context("QEMU says nothing")?;
+        serde_json::from_str(&line).context("QEMU's answer is no JSON")
+    }
+
+    /// What a command returns.
+    fn ask(&mut self, command: &Value) -> anyhow::Result<Value> {
+        writeln!(self.socket, "{command}").context("cannot ask QEMU")?;
         loop {
-            let line = next()?;
+            let mut answer = self.hear()?;
             // What happens meanwhile is told, too.
-            if !line.contains("\"event\"") {
-                return anyhow::Ok(line);
+            if answer.get("event").is_some() {
+                continue;
             }
+            if let Some(why) = answer.get("error") {
+                bail!("QEMU refuses {command}: {why}");
+            }
+            return Ok(answer["return"].take());
         }
-    };
-    ask("qmp_capabilities")?;
-    count(&ask("query-replay")?)
+    }
+
+    /// How many instructions a recorded machine has executed.
+    pub fn instructions(&mut self) -> anyhow::Result<u64> {
+        count(&self.ask(&json!({ "execute": "query-replay" }))?)
+    }
+
+    /// An NMI at every CPU.
+    pub fn inject_nmi(&mut self) -> anyhow::Result<()> {
+        self.ask(&json!({ "execute": "inject-nmi" }))?;
+        Ok(())
+    }
+
+    /// A machine check at this CPU: what a bank's status and address become, and the CPU's `MCG_STATUS`. One that is corrected raises no
+    /// exception.
+    pub fn inject_machine_check(&mut self, cpu: u32, check: &MachineCheck) -> anyhow::Result<()> {
+        let MachineCheck {
+            bank,
+            status,
+            mcg_status,
+            address,
+        } = check;
+        let line = format!("mce {cpu} {bank} {status:#x} {mcg_status:#x} {address:#x} 0");
+        let said = self.ask(&json!({
+            "execute": "human-monitor-command",
+            "arguments": { "command-line": line },
+        }))?;
+        let said = said.as_str().unwrap_or_default().trim();
+        ensure!(said.is_empty(), "QEMU says to {line:?}: {said}");
+        Ok(())
+    }
+}
+
+/// A machine check as the registers of a bank have it (SDM vol. 3 17.3).
+#[derive(Debug, Clone, Copy)]
+pub struct MachineCheck {
+    /// The bank.
+    pub bank: u32,
+    /// Its status.
+    pub status: u64,
+    /// The CPU's `MCG_STATUS`.
+    pub mcg_status: u64,
+    /// The bank's address.
+    pub address: u64,
 }
 
 /// The count in the answer to `query-replay`.
-fn count(answer: &str) -> anyhow::Result<u64> {
-    let answer: serde_json::Value =
-        serde_json::from_str(answer).context("QEMU's answer is no JSON")?;
-    answer["return"]["icount"]
+fn count(answer: &Value) -> anyhow::Result<u64> {
+    answer["icount"]
         .as_u64()
         .context("QEMU does not say how many instructions it has executed")
 }
@@ -130,8 +191,6 @@ fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
             add(&[
                 "-icount",
                 &format!("shift={shift},rr=record,rrfile={RECORD}"),
-                "-qmp",
-                &format!("unix:{CONTROL},server=on,wait=off"),
             ]);
         } else {
             add(&["-icount", &format!("shift={shift},sleep=off")]);
@@ -150,6 +209,7 @@ fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
         "-serial",
         "chardev:com1",
     ]);
+    add(&["-qmp", &format!("unix:{CONTROL},server=on,wait=off")]);
     add(&["-vga", "std"]);
     if !equipment.display {
         add(&["-display", "none"]);
