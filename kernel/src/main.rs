@@ -38,7 +38,10 @@ fn main(info: &'static mut BootInfo) -> ! {
     let options = boot::read_modules(facts.ramdisk);
     log::set_level(options.log);
 
-    let firmware = boot::read_firmware(facts.rsdp);
+    let mut firmware = boot::read_firmware(facts.rsdp);
+    if let Some(test) = options.test {
+        selftest::prepare(test, &mut firmware);
+    }
     power::init(&firmware);
     arch::init_boot_cpu(facts.stack);
     arch::init_interrupts(&firmware);

@@ -326,7 +326,7 @@ impl Run<'_> {
             &mut script,
             PATIENCE,
             BufWriter::new(file),
-            |line| step.detail(line),
+            |_, line| step.detail(line),
         );
         machine.kill();
         let figures = lines.iter().filter_map(|line| Figure::parse(line)).count();

@@ -213,8 +213,8 @@ pub fn send_ipi(apic_id: u32, vector: u8) {
     command(apic_id, LEVEL_ASSERT | u32::from(vector));
 }
 
-/// Sends an NMI.
-pub fn send_nmi(apic_id: u32) {
+/// Sends an NMI. See [`super::cpu::Cpu::send_nmi`].
+pub(super) fn send_nmi(apic_id: u32) {
     command(apic_id, LEVEL_ASSERT | DELIVER_NMI);
 }
 

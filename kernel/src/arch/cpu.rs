@@ -9,6 +9,7 @@
 )]
 
 use super::alarm::Alarm;
+use super::apic;
 use super::gdt::Tables;
 use super::msr::{self, Msr};
 use super::watchdog::Watch;
@@ -43,6 +44,8 @@ pub struct Cpu {
     pub pending: AtomicU32,
     /// When its timer is to set [`PENDING_RESCHEDULE`], in TSC ticks.
     pub(super) alarm: Alarm,
+    /// NMIs that were sent to it and may not have come yet.
+    awaited_nmis: AtomicU32,
     /// Whether it goes on.
     pub watch: Watch,
     /// Whether it has stopped for good because another CPU ends the machine.
@@ -62,6 +65,8 @@ pub struct Counters {
     pub kick: AtomicU64,
     /// Non-maskable interrupts.
     pub nmi: AtomicU64,
+    /// Those that no CPU had sent.
+    pub stray_nmi: AtomicU64,
     /// Breakpoint exceptions.
     pub breakpoint: AtomicU64,
     /// Spurious interrupts (SDM 12.9).
@@ -78,6 +83,7 @@ impl Counters {
             timer: AtomicU64::new(0),
             kick: AtomicU64::new(0),
             nmi: AtomicU64::new(0),
+            stray_nmi: AtomicU64::new(0),
             breakpoint: AtomicU64::new(0),
             spurious: AtomicU64::new(0),
             apic_error: AtomicU64::new(0),
@@ -94,6 +100,7 @@ impl Cpu {
             apic_id: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             alarm: Alarm::new(),
+            awaited_nmis: AtomicU32::new(0),
             watch: Watch::new(),
             stopped: AtomicBool::new(false),
             counters: Counters::new(),
@@ -113,6 +120,21 @@ impl Cpu {
 
     pub(super) fn set_apic_id(&self, id: u32) {
         self.apic_id.store(id, Ordering::Relaxed);
+    }
+
+    /// Sends it an NMI.
+    pub fn send_nmi(&self) {
+        self.awaited_nmis.fetch_add(1, Ordering::SeqCst);
+        apic::send_nmi(self.apic_id());
+    }
+
+    /// An NMI has come; whether one was sent. Asked once for each.
+    pub(super) fn expects_nmi(&self) -> bool {
+        // Several that were sent may have come as one, and at most one more waits behind that (SDM vol. 3 7.7.1).
+        let take = |count: u32| count.checked_sub(1).map(|left| left.min(1));
+        self.awaited_nmis
+            .try_update(Ordering::SeqCst, Ordering::SeqCst, take)
+            .is_ok()
     }
 
     /// Whether it has stopped for good because another CPU ends the machine.

@@ -12,6 +12,7 @@ pub mod gdt;
 pub mod idt;
 mod ioapic;
 pub mod irq;
+mod machine_check;
 pub mod msr;
 pub mod mtrr;
 pub mod nmi_tick;
@@ -38,6 +39,7 @@ pub fn init_boot_cpu(stack: (u64, u64)) {
     smp::init_tables(cpu);
     pat::init();
     fpu::init(true);
+    machine_check::init();
     mtrr::init();
 }
 

@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code, reason = "ports of the PIT")]
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use x86_64::instructions::port::Port;
 
 use super::{errata, irq};
@@ -19,8 +21,16 @@ pub fn is_needed() -> bool {
     errata::is_bochs()
 }
 
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// Whether NMIs come by it.
+pub(super) fn is_running() -> bool {
+    RUNNING.load(Ordering::Relaxed)
+}
+
 /// Starts the tick. Nothing stops it: the kernel uses the PIT for nothing else after calibration.
 pub fn start() {
+    RUNNING.store(true, Ordering::Relaxed);
     if !irq::make_nmi(PIT_LINE) {
         log::warn!("there is no I/O APIC: a guest that keeps interrupts off may keep its CPU");
         return;

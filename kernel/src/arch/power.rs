@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Once;
 use x86_64::instructions::port::Port;
 
-use super::{apic, cpu, paging, time, trap};
+use super::{cpu, paging, time, trap};
 use crate::boot::acpi::{Firmware, Register, Reset, SoftOff};
 use crate::boot::cmdline::End;
 use crate::log;
@@ -64,7 +64,7 @@ pub fn stop_others() {
     log::without_others(|| {
         for other in others() {
             other.pending.fetch_or(cpu::PENDING_STOP, Ordering::SeqCst);
-            apic::send_nmi(other.apic_id());
+            other.send_nmi();
         }
         let end = time::tsc() + time::ticks_of_us(PATIENCE_US);
         while !others().all(|other| other.is_stopped()) && time::tsc() < end {

@@ -18,7 +18,7 @@ use spin::Once;
 use super::apic::{self, Target};
 use super::cpu::{self, Cpu};
 use super::msr::{self, Msr};
-use super::{fpu, gdt, idt, mtrr, paging, stacks, time, trap};
+use super::{fpu, gdt, idt, machine_check, mtrr, paging, stacks, time, trap};
 use crate::boot::acpi::Firmware;
 use crate::mem::frames::{Owner, frames};
 use crate::mem::{Hpa, PAGE_SIZE, PageSize, phys};
@@ -328,6 +328,7 @@ extern "C" fn entry(cpu: &'static Cpu) -> ! {
     cpu.install();
     init_tables(cpu);
     fpu::init(false);
+    machine_check::init();
     apic::init_cpu();
     cpu.set_apic_id(apic::id());
     time::init_cpu();

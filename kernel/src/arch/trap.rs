@@ -8,9 +8,11 @@
 
 use core::arch::{asm, global_asm};
 use core::fmt;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use super::{apic, cpu, irq, stacks, time, watchdog};
+use x86_64::instructions::port::Port;
+
+use super::{apic, cpu, irq, machine_check, nmi_tick, stacks, time, watchdog};
 
 /// What the stubs save, from the lowest address up.
 #[derive(Debug)]
@@ -145,6 +147,9 @@ impl Frame {
         if stacks::is_guard(cr2()) && matches!(self.vector(), DOUBLE_FAULT | PAGE_FAULT) {
             log::error!("  the stack has overflowed: cr2 lies in the guard page below it");
         }
+        if self.vector() == MACHINE_CHECK {
+            machine_check::log();
+        }
         log::error!(
             "  rip {:016x} rsp {:016x} rflags {:08x} cr2 {:016x}",
             self.rip,
@@ -243,12 +248,15 @@ pub fn panicking_frame() -> Option<&'static Frame> {
 
 /// The vector of debug exceptions.
 const DEBUG: u8 = 1;
+/// A PC's port that says what an NMI is for: SERR# in bit 7, IOCHK# in bit 6.
+const SYSTEM_CONTROL: u16 = 0x61;
 /// RFLAGS.TF.
 const TRAP_FLAG: u64 = 1 << 8;
 /// Vectors below this are the CPU's exceptions.
 const EXCEPTIONS: u8 = 32;
 const DOUBLE_FAULT: u8 = 8;
 const PAGE_FAULT: u8 = 14;
+const MACHINE_CHECK: u8 = 18;
 
 extern "C" fn handle(frame: &mut Frame) {
     if frame.vector() == DEBUG {
@@ -316,7 +324,29 @@ fn nmi(frame: &Frame) {
     if pending & cpu::PENDING_STOP != 0 {
         stop();
     }
+    if !me.expects_nmi() && !nmi_tick::is_running() {
+        me.counters.stray_nmi.fetch_add(1, Ordering::Relaxed);
+    }
     watchdog::interrupted(me, frame);
+}
+
+/// Whether an NMI that the kernel did not send has been told of.
+static STRAY_TOLD: AtomicBool = AtomicBool::new(false);
+
+/// Tells, once, that the calling CPU got an NMI that no CPU had sent. Not by the handler, for the log's lock may be held.
+pub fn tell_stray_nmi(me: &cpu::Cpu) {
+    if me.counters.stray_nmi.load(Ordering::Relaxed) == 0
+        || STRAY_TOLD.swap(true, Ordering::Relaxed)
+    {
+        return;
+    }
+    // SAFETY: reading the port has no effect.
+    let reasons = unsafe { Port::<u8>::new(SYSTEM_CONTROL).read() };
+    log::warn!(
+        "an NMI came that no CPU had sent; system error: {}, I/O check: {}; further ones are only counted",
+        reasons >> 7 & 1,
+        reasons >> 6 & 1
+    );
 }
 
 /// An entry of the table that says where to go on when an instruction faults.

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::cpu::Cpu;
 use super::trap::Frame;
-use super::{apic, stacks, time};
+use super::{stacks, time};
 use crate::boot::symbols::Named;
 
 /// Callers that are told.
@@ -138,7 +138,7 @@ impl Watch {
 pub fn look_at(other: &Cpu, now: u64) {
     match other.watch.look(now, &Limits::of_tsc(time::tsc_hz())) {
         Step::Nothing => {}
-        Step::Ask => apic::send_nmi(other.apic_id()),
+        Step::Ask => other.send_nmi(),
         Step::Tell(ticks, answered) => tell(other, ticks, answered),
     }
 }

@@ -65,7 +65,7 @@ pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> Next {
 
 /// Every call but the null call and YIELD, outside the run loop's code.
 #[inline(never)]
-fn other<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, number: Call) -> Next {
+pub(crate) fn other<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, number: Call) -> Next {
     if !matches!(number, Call::WAIT | Call::DEVICE_COMPLETE_AND_WAIT) {
         vcpu.domain.kernel.sched.stays(run.cpu);
     }

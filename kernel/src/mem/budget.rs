@@ -97,21 +97,20 @@ impl Budget {
     /// # Errors
     /// `OVER_BUDGET` where that has not so much left, `NO_MEMORY` where the heap is exhausted.
     pub fn part_of(parent: &Ref<Self>, limit: Amounts) -> Result<Ref<Self>, Status> {
+        // Empty until something was taken: where one of the next steps fails, it is dropped, and nothing must go back then.
         let part = Ref::new(Self {
             parent: Some(parent.clone()),
-            state: Mutex::new(State::of(limit)),
+            state: Mutex::new(State::of(Amounts::default())),
         })
         .map_err(|_| Status::NO_MEMORY)?;
         let mut state = parent.state.lock();
         let left = state.limit.minus(state.used);
         if state.closed || left.frames < limit.frames || left.heap < limit.heap {
-            drop(state);
-            // Nothing was taken: nothing must go back.
-            part.state.lock().limit = Amounts::default();
             return Err(Status::OVER_BUDGET);
         }
         state.limit = state.limit.minus(limit);
         drop(state);
+        part.state.lock().limit = limit;
         Ok(part)
     }
 

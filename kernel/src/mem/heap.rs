@@ -16,7 +16,7 @@ use rlsf::Tlsf;
 use spin::Mutex;
 
 use super::frames::{Owner, frames};
-use super::{PageSize, phys};
+use super::{PageSize, faults, phys};
 
 /// The least size in bytes.
 const LEAST: u64 = 16 << 20;
@@ -61,6 +61,9 @@ impl KernelHeap {
 // and aligned as asked, and the lock makes one call at a time of it.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if faults::strikes() {
+            return core::ptr::null_mut();
+        }
         let block = self.blocks.lock().allocate(layout);
         if block.is_some() {
             self.used.fetch_add(layout.size(), Ordering::Relaxed);

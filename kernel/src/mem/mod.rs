@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod budget;
 pub mod device;
+pub(crate) mod faults;
 pub mod frames;
 pub mod guest;
 pub mod heap;

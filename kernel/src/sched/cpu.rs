@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use spin::MutexGuard;
 
 use super::{Activity, CpuState, Entity, Place, Position, Sched};
-use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ};
+use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ, PENDING_NMI};
 use crate::arch::{irq, speculation, time, trap};
 use crate::mem::{Ref, reaper};
 use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
@@ -90,6 +90,9 @@ impl<V: Vendor> Kernel<V> {
             for line in irq::take_pending() {
                 self.signal_irq(line);
             }
+        }
+        if pending & PENDING_NMI != 0 {
+            trap::tell_stray_nmi(state.cpu);
         }
         let now = time::tsc();
         loop {

@@ -517,7 +517,7 @@ impl<V: Vendor> Sched<V> {
                 self.flush(mine, hardware);
                 let now = time::tsc();
                 if now > patience {
-                    apic::send_nmi(state.cpu.apic_id());
+                    state.cpu.send_nmi();
                     watchdog::look_at(state.cpu, now);
                     patience = now + time::ticks_of_us(PATIENCE_US);
                 }

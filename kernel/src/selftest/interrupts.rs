@@ -92,7 +92,7 @@ fn nmis_arrive_on_every_cpu() -> super::Outcome {
     for &cpu in cpu::cpus() {
         for _ in 0..3 {
             let before = nmis(cpu);
-            apic::send_nmi(cpu.apic_id());
+            cpu.send_nmi();
             // No window: an NMI needs none.
             let end = time::tsc() + time::ticks_of_us(ARRIVAL_US);
             while nmis(cpu) == before && time::tsc() < end {
@@ -128,7 +128,7 @@ fn nmis_disturb_no_lock() -> super::Outcome {
     });
     let end = time::tsc() + time::ticks_of_us(20_000);
     while time::tsc() < end {
-        apic::send_nmi(other.apic_id());
+        other.send_nmi();
         time::delay_us(100);
     }
     let reads = work.wait()?;

@@ -4,10 +4,12 @@
 //! * `cpu` runs the suite: a line a test, and the number of failures is the machine's status.
 //! * `panic`, `fault`, `stack` and `again` make the kernel fail on purpose, for what it says then.
 //! * `end` ends the machine at once, as `end=` says.
+//! * `absent` lets guests run on a machine whose firmware names a CPU that is not there.
 //! * `hang` lets guests run, and keeps the first CPU in the kernel for a while as soon as it idles: the watchdog tells of it.
 //!
 //! Nothing here runs on a machine that was not asked for it, but for a glance at the mailbox by CPUs that have nothing to do.
 
+mod allocation;
 mod cpus;
 mod entry;
 mod exceptions;
@@ -24,6 +26,7 @@ mod vector;
 use alloc::string::String;
 
 use crate::arch::{power, trap};
+use crate::boot::acpi::{CpuEntry, Firmware};
 use crate::boot::cmdline;
 use crate::log;
 
@@ -61,7 +64,7 @@ macro_rules! check {
 
 use {check, tests};
 
-const FAMILIES: [&[Test]; 8] = [
+const FAMILIES: [&[Test]; 9] = [
     exceptions::TESTS,
     interrupts::TESTS,
     timer::TESTS,
@@ -70,7 +73,25 @@ const FAMILIES: [&[Test]; 8] = [
     vector::TESTS,
     records::TESTS,
     entry::TESTS,
+    allocation::TESTS,
 ];
+
+/// An id that no CPU of the machines on which this is tested has.
+const NOBODYS_APIC_ID: u32 = 0x55;
+
+/// Has the firmware say what the test that `test=` asks for needs.
+pub fn prepare(name: &str, firmware: &mut Firmware) {
+    if name == "absent" {
+        // Before the others: they start all the same.
+        firmware.cpus.insert(
+            0,
+            CpuEntry {
+                apic_id: NOBODYS_APIC_ID,
+                uid: NOBODYS_APIC_ID,
+            },
+        );
+    }
+}
 
 /// Does what `test=` asks for, and ends the machine; or returns, where the test goes on while guests run.
 pub fn run(name: &str) {
@@ -83,6 +104,8 @@ pub fn run(name: &str) {
         "stack" => fatal::on_another_cpu(fatal::overflows),
         "again" => fatal::on_another_cpu(fatal::panics_again),
         "hang" => hang::arm(),
+        // All that is needed was done before.
+        "absent" => {}
         _ => {
             ::log::error!("there is no test called `{name}`");
             power::end(how, NO_SUCH_TEST)

@@ -7,6 +7,8 @@ pub mod bochs;
 pub mod choose;
 pub mod qemu;
 
+pub use qemu::{MachineCheck, Monitor};
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -276,9 +278,9 @@ impl Machine {
         })
     }
 
-    /// Where QEMU takes commands, if the machine counts instructions.
-    pub fn monitor(&self) -> anyhow::Result<qemu::Monitor> {
-        qemu::Monitor::connect(self.directory())
+    /// The monitor of a machine in QEMU.
+    pub fn monitor(&self) -> anyhow::Result<Monitor> {
+        Monitor::connect(self.directory())
     }
 
     /// The machine's private directory.

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{DISK, Equipment, Kind, MachineError, failed};
@@ -17,7 +17,7 @@ use crate::provision::packages::Tools;
 
 /// The private copy of the firmware's variables.
 const VARIABLES: &str = "vars.fd";
-/// A recorded machine's record, and where one that counts instructions takes commands.
+/// A recorded machine's record, and where a machine's monitor is reached.
 const RECORD: &str = "record";
 const CONTROL: &str = "qmp";
 /// Linux's files where it runs without Plinth.
@@ -74,7 +74,7 @@ pub fn prepare_linux(
     Ok(command)
 }
 
-/// Where a machine that counts instructions takes commands (QMP).
+/// A running machine's monitor (QMP). There is one at a time.
 #[derive(Debug)]
 pub struct Monitor {
     socket: UnixStream,
@@ -82,66 +82,105 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Connects to the machine in a directory.
+    /// That of the machine whose files are in `directory`.
     pub fn connect(directory: &Path) -> anyhow::Result<Self> {
         let socket = UnixStream::connect(directory.join(CONTROL)).context("cannot reach QEMU")?;
-        let copy = socket.try_clone().context("cannot reach QEMU")?;
+        let answers = socket.try_clone().context("cannot reach QEMU")?;
         let mut monitor = Self {
             socket,
-            answers: BufReader::new(copy).lines(),
+            answers: BufReader::new(answers).lines(),
         };
         // It greets first, and wants to be asked for what it can do.
-        monitor.line()?;
+        monitor.hear()?;
         monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
         Ok(monitor)
     }
 
-    fn line(&mut self) -> anyhow::Result<String> {
-        self.answers
-            .next()
-            .context("QEMU says nothing")?
-            .context("QEMU says nothing")
+    fn hear(&mut self) -> anyhow::Result<Value> {
+        let line = self.answers.next().context("QEMU says nothing")?;
+        let line = line.context("QEMU says nothing")?;
+        serde_json::from_str(&line).context("QEMU's answer is no JSON")
     }
 
-    /// The answer to a command.
+    /// What a command returns.
     fn ask(&mut self, command: &Value) -> anyhow::Result<Value> {
         writeln!(self.socket, "{command}").context("cannot ask QEMU")?;
         loop {
-            let line = self.line()?;
-            let answer: Value = serde_json::from_str(&line).context("QEMU's answer is no JSON")?;
+            let mut answer = self.hear()?;
             // What happens meanwhile is told, too.
-            if answer.get("event").is_none() {
-                return Ok(answer);
+            if answer.get("event").is_some() {
+                continue;
             }
+            if let Some(why) = answer.get("error") {
+                bail!("QEMU refuses {command}: {why}");
+            }
+            return Ok(answer["return"].take());
         }
     }
 
     /// How many instructions a recorded machine has executed.
     pub fn instructions(&mut self) -> anyhow::Result<u64> {
-        let answer = self.ask(&json!({ "execute": "query-replay" }))?;
-        answer["return"]["icount"]
-            .as_u64()
-            .context("QEMU does not say how many instructions it has executed")
+        count(&self.ask(&json!({ "execute": "query-replay" }))?)
+    }
+
+    /// An NMI at every CPU.
+    pub fn inject_nmi(&mut self) -> anyhow::Result<()> {
+        self.ask(&json!({ "execute": "inject-nmi" }))?;
+        Ok(())
+    }
+
+    /// A machine check at this CPU: what a bank's status and address become, and the CPU's `MCG_STATUS`. One that is corrected raises no
+    /// exception.
+    pub fn inject_machine_check(&mut self, cpu: u32, check: &MachineCheck) -> anyhow::Result<()> {
+        let MachineCheck {
+            bank,
+            status,
+            mcg_status,
+            address,
+        } = check;
+        self.tell(&format!(
+            "mce {cpu} {bank} {status:#x} {mcg_status:#x} {address:#x} 0"
+        ))
     }
 
     /// Writes a line for each instruction to a file in the machine's directory from now on, instead of the file before.
     pub fn trace(&mut self, file: &str) -> anyhow::Result<()> {
+        self.tell(&format!("logfile {file}"))?;
         // A block of code is one instruction then, and each goes by the loop that logs it.
-        for line in [
-            format!("logfile {file}"),
-            "singlestep on".to_owned(),
-            "log exec,nochain".to_owned(),
-        ] {
-            let answer = self.ask(&json!({
-                "execute": "human-monitor-command",
-                "arguments": { "command-line": line },
-            }))?;
-            // The human monitor has no errors but words.
-            let said = answer["return"].as_str().context("QEMU does not obey")?;
-            anyhow::ensure!(said.is_empty(), "QEMU does not take {line:?}: {said}");
-        }
+        self.tell("singlestep on")?;
+        self.tell("log exec,nochain")
+    }
+
+    /// Says a line to the monitor for people, which has no errors but words.
+    fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        let said = self.ask(&json!({
+            "execute": "human-monitor-command",
+            "arguments": { "command-line": line },
+        }))?;
+        let said = said.as_str().context("QEMU does not obey")?.trim();
+        ensure!(said.is_empty(), "QEMU says to {line:?}: {said}");
         Ok(())
     }
+}
+
+/// A machine check as the registers of a bank have it (SDM vol. 3 17.3).
+#[derive(Debug, Clone, Copy)]
+pub struct MachineCheck {
+    /// The bank.
+    pub bank: u32,
+    /// Its status.
+    pub status: u64,
+    /// The CPU's `MCG_STATUS`.
+    pub mcg_status: u64,
+    /// The bank's address.
+    pub address: u64,
+}
+
+/// The count in the answer to `query-replay`.
+fn count(answer: &Value) -> anyhow::Result<u64> {
+    answer["icount"]
+        .as_u64()
+        .context("QEMU does not say how many instructions it has executed")
 }
 
 /// CPUs, memory, screen and serial port, whose line has the given properties.
@@ -175,7 +214,6 @@ fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
         } else {
             add(&["-icount", &format!("shift={shift},sleep=off")]);
         }
-        add(&["-qmp", &format!("unix:{CONTROL},server=on,wait=off")]);
     }
     add(&[
         "-smp",
@@ -190,6 +228,7 @@ fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
         "-serial",
         "chardev:com1",
     ]);
+    add(&["-qmp", &format!("unix:{CONTROL},server=on,wait=off")]);
     add(&["-vga", "std"]);
     if !equipment.display {
         add(&["-display", "none"]);
@@ -262,16 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn who_counts_instructions_takes_commands() {
+    fn instructions_are_counted_and_commands_taken() {
         let counting = Equipment {
             instruction_ns: Some(1),
             ..equipment(Kind::QemuSvm)
         };
         let line = line(&counting);
-        assert!(
-            line.contains("-icount shift=0,sleep=off -qmp unix:qmp,server=on,wait=off"),
-            "{line}"
-        );
+        assert!(line.contains("-icount shift=0,sleep=off"), "{line}");
+        assert!(line.contains("-qmp unix:qmp,server=on,wait=off"), "{line}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::TestResult;
+use super::disturb::{self, Disturber};
 use super::judge::{Ending, judge};
 use super::scenarios::Scenario;
 use crate::compile::Build;
@@ -71,14 +72,27 @@ pub fn run(
     let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut machine = Machine::start(site, &equipment, tools)?;
     let mut script = Script::new(scenario.script);
+    let mut disturber = None;
     let (lines, ending) = watch(
         &mut machine,
         &mut script,
         Duration::from_secs(scenario.timeout),
         BufWriter::new(file),
-        |line| step.detail(line),
+        |machine, line| {
+            step.detail(line);
+            if let Some(what) = scenario.disturbance
+                && disturber.is_none()
+                && line.contains(disturb::BEGINNING)
+            {
+                disturber = Some(Disturber::start(what, machine));
+            }
+        },
     );
     machine.kill();
+    if scenario.disturbance.is_some() {
+        let disturber = disturber.context("the machine has not begun to work")??;
+        step.detail(&format!("disturbed {} times", disturber.finish()?));
+    }
     let results = judge(&name, scenario, &lines, ending);
     let failures = results
         .iter()
@@ -113,7 +127,7 @@ pub fn watch(
     script: &mut Script<'_>,
     limit: Duration,
     mut log: impl Write,
-    mut detail: impl FnMut(&str),
+    mut detail: impl FnMut(&Machine, &str),
 ) -> (Vec<String>, Ending) {
     let start = Instant::now();
     let (mut lines, mut all, mut count) = (Lines::default(), Vec::new(), 0_usize);
@@ -125,7 +139,7 @@ pub fn watch(
                 for line in lines.push(&bytes) {
                     // A log that cannot be written is no reason to fail the machine.
                     let _ = writeln!(log, "{line}");
-                    detail(&line);
+                    detail(machine, &line);
                     if let Some(Report::End(status)) = serial::parse(&line) {
                         last_word.get_or_insert((status, Instant::now()));
                     }
@@ -173,7 +187,7 @@ mod tests {
             Machine::pretend(Site::new(parent.path()).unwrap(), &mut command).unwrap();
         let mut log = Vec::new();
         let mut script = Script::new(&[Step::Type("a")]);
-        let (lines, ending) = watch(&mut machine, &mut script, limit, &mut log, |_| {});
+        let (lines, ending) = watch(&mut machine, &mut script, limit, &mut log, |_, _| {});
         (lines, ending, String::from_utf8(log).unwrap())
     }
 

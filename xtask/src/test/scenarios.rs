@@ -2,6 +2,7 @@
 //!
 //! A boot is expensive, so a scenario checks as much as one boot can show. To add one, add an entry to [`ALL`].
 
+use super::disturb::Disturbance;
 use crate::image;
 use crate::linux::Changes;
 use crate::machine::Kind;
@@ -36,6 +37,8 @@ pub struct Scenario {
     pub autostart: bool,
     /// What is typed at the control guest.
     pub script: &'static [Step<'static>],
+    /// What comes from outside meanwhile; in QEMU only.
+    pub disturbance: Option<Disturbance>,
     /// The machine is killed after so many seconds.
     pub timeout: u64,
     /// The status in the machine's last line.
@@ -134,6 +137,7 @@ pub const DEFAULT: Scenario = Scenario {
     linux_vcpus: None,
     autostart: false,
     script: &[],
+    disturbance: None,
     timeout: 400,
     status: 0,
     suites: &[],
@@ -819,6 +823,10 @@ pub static ALL: &[Scenario] = &[
         suites: &["kernel"],
         expectations: &[
             never("no-panic", "panic at"),
+            has(
+                "tells-of-a-vector-that-nobody-uses",
+                "WARN  cpu0 an interrupt came on vector 0x20, which nobody uses",
+            ),
             ordered(
                 "shows-the-state-of-a-refused-entry",
                 &["as it was when it left for good:", "[hello] Hello"],
@@ -918,6 +926,68 @@ pub static ALL: &[Scenario] = &[
             ),
             ordered("it-goes-on", &["the kernel goes on", "plinth> shutdown 0"]),
         ],
+        ..DEFAULT
+    },
+    // A CPU that the firmware names does not answer. Bochs's names none otherwise, so that only the first one is left there.
+    Scenario {
+        name: "absent-cpu",
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
+        command_line: "test=absent guests=hello",
+        guests: Some(&["hello"]),
+        expectations: &[
+            ordered(
+                "it-is-told-and-the-others-start",
+                &[
+                    "WARN  cpu0 the CPU with APIC id 85 does not answer and stays off",
+                    " CPUs, ",
+                ],
+            ),
+            has("guests-run", "hello ended: status 0"),
+            has(
+                "all-as-expected",
+                "all guests have ended, 0 of them otherwise than expected",
+            ),
+        ],
+        ..DEFAULT
+    },
+    // NMIs that no CPU has sent, at any moment: guests notice nothing of them.
+    Scenario {
+        name: "nmis",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&["privileged", "realmode"]),
+        script: &[
+            Step::Type("run privileged"),
+            Step::Type("run realmode"),
+            Step::Type("dmesg"),
+            Step::Type("shutdown 0"),
+        ],
+        disturbance: Some(Disturbance::Nmis),
+        suites: &["privileged", "realmode"],
+        expectations: &[
+            matches("are-told-once", r"WARN .*an NMI came that no CPU had sent"),
+            has("privileged-ends-well", "privileged ended: status 0"),
+            has("realmode-ends-well", "realmode ended: status 0"),
+            never("no-panic", "panic at"),
+            never("no-error", " ERROR "),
+        ],
+        ..DEFAULT
+    },
+    // An error that the hardware cannot correct is the machine's end, but an orderly one.
+    Scenario {
+        name: "machine-check",
+        machines: &[Kind::QemuSvm],
+        guests: Some(&[]),
+        disturbance: Some(Disturbance::MachineCheck),
+        status: 101,
+        expectations: &[ordered(
+            "tells-what-the-banks-hold",
+            &[
+                "ERROR cpu1 panic at ",
+                "machine check: MCG_STATUS 0x4",
+                "bank 2: uncorrected error 0x0150 (0x0000), status 0xb600000000000150, address 0x12345000",
+                " rip ",
+            ],
+        )],
         ..DEFAULT
     },
     Scenario {

@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::bitset::BitSet;
 use super::{AllocateError, FreeError, Kind, Owner, State, Zero};
 use crate::mem::addr::{Hpa, PAGE_SIZE};
+use crate::mem::faults;
 use crate::mem::nested::PageSize;
 
 /// Parts in a split whole, at either level.
@@ -273,6 +274,9 @@ impl<'a, Z: Zero> Frames<'a, Z> {
     /// [`AllocateError::OutOfMemory`]; [`AllocateError::Again`] for 1 GiB only, where the page is not zeroed yet: each call
     /// does 2 MiB of it.
     pub fn allocate(&mut self, size: PageSize, owner: Owner) -> Result<Hpa, AllocateError> {
+        if faults::strikes() {
+            return Err(AllocateError::OutOfMemory);
+        }
         let record = Record::of_owner(owner).ok_or(AllocateError::Invalid)?;
         match size {
             PageSize::Size4K => {
@@ -302,6 +306,9 @@ impl<'a, Z: Zero> Frames<'a, Z> {
     /// # Errors
     /// [`AllocateError::OutOfMemory`].
     pub fn allocate_below(&mut self, limit: u64, owner: Owner) -> Result<Hpa, AllocateError> {
+        if faults::strikes() {
+            return Err(AllocateError::OutOfMemory);
+        }
         let record = Record::of_owner(owner).ok_or(AllocateError::Invalid)?;
         let limit = usize::try_from(limit / PAGE_SIZE).unwrap_or(usize::MAX);
         if let Some(frame) = self.free_small.first_from(0).filter(|&frame| frame < limit) {
@@ -331,6 +338,9 @@ impl<'a, Z: Zero> Frames<'a, Z> {
     /// # Errors
     /// [`AllocateError::OutOfMemory`] where no 2 MiB block is free, [`AllocateError::Invalid`] for another count.
     pub fn allocate_run(&mut self, count: usize, owner: Owner) -> Result<Hpa, AllocateError> {
+        if faults::strikes() {
+            return Err(AllocateError::OutOfMemory);
+        }
         let record = Record::of_owner(owner).ok_or(AllocateError::Invalid)?;
         if !(1..=PARTS).contains(&count) {
             return Err(AllocateError::Invalid);
