@@ -53,7 +53,7 @@ pub(super) fn read<V: Vendor>(
     size: u8,
 ) -> u64 {
     let offset = gpa.offset_in(PAGE_SIZE) as u32;
-    let now = vcpu.guest_tsc();
+    let now = vcpu.guest_clock();
     if page == Page::Local && is_kept(offset >> 4) {
         vcpu.fetch_apic(run.vcpu);
     }
@@ -82,7 +82,7 @@ pub(super) fn write<V: Vendor>(
     if size < 4 || !offset.is_multiple_of(4) {
         return;
     }
-    let (value, now) = (value as u32, vcpu.guest_tsc());
+    let (value, now) = (value as u32, vcpu.guest_clock());
     if page == Page::Local && is_kept(offset >> 4) {
         vcpu.fetch_apic(run.vcpu);
     }
@@ -152,7 +152,7 @@ pub(super) fn read_msr<V: Vendor>(
     Some(match msr {
         n::APIC_BASE => Ok(apic.base()),
         n::TSC_DEADLINE => Ok(apic.tsc_deadline()),
-        _ if X2APIC.contains(&msr) => apic.read_msr(msr, &run.vcpu.requests, vcpu.guest_tsc()),
+        _ if X2APIC.contains(&msr) => apic.read_msr(msr, &run.vcpu.requests, vcpu.guest_clock()),
         _ => Ok(vcpu.clock.read(msr)?),
     })
 }
@@ -169,7 +169,7 @@ pub(super) fn write_msr<V: Vendor>(
     if msr == n::APIC_BASE || is_kept(msr.wrapping_sub(*X2APIC.start())) {
         vcpu.fetch_apic(run.vcpu);
     }
-    let now = vcpu.guest_tsc();
+    let now = vcpu.guest_clock();
     let requests = &run.vcpu.requests;
     let apic: &mut LocalApic = vcpu.apic.as_mut()?;
     let effect = match msr {

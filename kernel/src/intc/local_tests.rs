@@ -63,20 +63,20 @@ impl Cpu {
     }
 
     fn read(&mut self, offset: u32) -> u32 {
-        self.apic.read_mmio(offset, &self.requests, self.now)
+        self.apic.read_mmio(offset, &self.requests, || self.now)
     }
 
     fn write(&mut self, offset: u32, value: u32) -> Effect {
         self.apic
-            .write_mmio(offset, value, &self.requests, self.now)
+            .write_mmio(offset, value, &self.requests, || self.now)
     }
 
     fn rdmsr(&self, msr: u32) -> Result<u64, GP> {
-        self.apic.read_msr(msr, &self.requests, self.now)
+        self.apic.read_msr(msr, &self.requests, || self.now)
     }
 
     fn wrmsr(&mut self, msr: u32, value: u64) -> Result<Effect, GP> {
-        self.apic.write_msr(msr, value, &self.requests, self.now)
+        self.apic.write_msr(msr, value, &self.requests, || self.now)
     }
 
     fn base(&mut self, value: u64) -> Result<Effect, GP> {

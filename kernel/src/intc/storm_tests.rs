@@ -111,11 +111,11 @@ impl Guest {
         let apic = &self.apic;
         set(|index| match apic.mode() {
             Mode::X2Apic => apic
-                .read_msr(0x810 + u32::from(index), &self.requests, self.now)
+                .read_msr(0x810 + u32::from(index), &self.requests, || self.now)
                 .unwrap() as u32,
             _ => apic
                 .clone()
-                .read_mmio(0x100 + 16 * u32::from(index), &self.requests, self.now),
+                .read_mmio(0x100 + 16 * u32::from(index), &self.requests, || self.now),
         })
     }
 
@@ -132,9 +132,9 @@ impl Guest {
         match self.apic.mode() {
             Mode::X2Apic => self
                 .apic
-                .write_msr(0x80b, 0, &self.requests, self.now)
+                .write_msr(0x80b, 0, &self.requests, || self.now)
                 .unwrap(),
-            _ => self.apic.write_mmio(0xb0, 0, &self.requests, self.now),
+            _ => self.apic.write_mmio(0xb0, 0, &self.requests, || self.now),
         }
     }
 
@@ -149,11 +149,11 @@ impl Guest {
                 }
             }
             Event::End => _ = self.end(),
-            Event::Priority(value) => _ = apic.write_mmio(0x80, value.into(), requests, now),
-            Event::Read(offset) => _ = apic.read_mmio(offset, requests, now),
-            Event::Write(offset, value) => _ = apic.write_mmio(offset, value, requests, now),
-            Event::Rdmsr(msr) => _ = apic.read_msr(msr, requests, now),
-            Event::Wrmsr(msr, value) => _ = apic.write_msr(msr, value, requests, now),
+            Event::Priority(value) => _ = apic.write_mmio(0x80, value.into(), requests, || now),
+            Event::Read(offset) => _ = apic.read_mmio(offset, requests, || now),
+            Event::Write(offset, value) => _ = apic.write_mmio(offset, value, requests, || now),
+            Event::Rdmsr(msr) => _ = apic.read_msr(msr, requests, || now),
+            Event::Wrmsr(msr, value) => _ = apic.write_msr(msr, value, requests, || now),
             Event::Base(value) => _ = apic.set_base(value, requests),
             Event::Deadline(value) => _ = apic.set_tsc_deadline(value),
             Event::Cr8(class) => _ = apic.set_task_priority(class),
@@ -291,7 +291,7 @@ pub fn goes_round(steps: Vec<u8>) -> Result<(), TestCaseError> {
                 }
             }
             3 => {
-                let effect = guest.apic.write_mmio(0xb0, 0, requests, 0);
+                let effect = guest.apic.write_mmio(0xb0, 0, requests, || 0);
                 let expected = if serving {
                     Effect::Eoi {
                         vector: 0x39,
@@ -351,7 +351,7 @@ proptest! {
         }
         guest.does(Event::Rdmsr(msr));
         prop_assert_eq!(state(&guest), before.clone());
-        let refused = guest.apic.write_msr(msr, value, &guest.requests, guest.now).is_err();
+        let refused = guest.apic.write_msr(msr, value, &guest.requests, || guest.now).is_err();
         if refused {
             prop_assert_eq!(state(&guest), before);
         }
@@ -366,10 +366,10 @@ proptest! {
         }
         let (apic, requests) = (&mut guest.apic, &guest.requests);
         let effect = if x2apic {
-            apic.write_msr(0x830, command & 0xffff_ffff_000c_dfff, requests, 0).unwrap()
+            apic.write_msr(0x830, command & 0xffff_ffff_000c_dfff, requests, || 0).unwrap()
         } else {
-            _ = apic.write_mmio(0x310, (command >> 32) as u32, requests, 0);
-            apic.write_mmio(0x300, command as u32, requests, 0)
+            _ = apic.write_mmio(0x310, (command >> 32) as u32, requests, || 0);
+            apic.write_mmio(0x300, command as u32, requests, || 0)
         };
         if let Effect::Send(message) = effect {
             prop_assert!(!message.level);

@@ -472,6 +472,13 @@ impl<V: Vendor> Context<V> {
         time::tsc().wrapping_add(self.msrs.tsc_offset)
     }
 
+    /// What tells the guest's TSC, as long as that is not set.
+    #[inline(always)]
+    pub fn guest_clock(&self) -> impl Fn() -> u64 + use<V> {
+        let offset = self.msrs.tsc_offset;
+        move || time::tsc().wrapping_add(offset)
+    }
+
     /// The time, as the guest is told it.
     pub fn now(&self) -> Now {
         let tsc = time::tsc();

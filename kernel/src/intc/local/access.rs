@@ -1,4 +1,4 @@
-//! Accesses of a local APIC's registers, and what they do.
+//! Accesses of a local APIC's registers, and what they do. The guest's TSC is asked for where a register needs it.
 
 use super::super::FIRST_VECTOR;
 use super::super::message::{Delivery, Destination, Message};
@@ -14,7 +14,12 @@ const COMMAND_STATUS: u64 = 1 << 12;
 impl LocalApic {
     /// Reads up to four bytes of the register page; `offset` in bytes. A reserved register reads 0, and is an error that the
     /// error status register tells. All ones unless the APIC is in xAPIC mode.
-    pub fn read_mmio(&mut self, offset: u32, requests: &Requests, now: u64) -> u32 {
+    pub fn read_mmio(
+        &mut self,
+        offset: u32,
+        requests: &Requests,
+        now: impl FnOnce() -> u64,
+    ) -> u32 {
         if self.mode != Mode::XApic {
             return u32::MAX;
         }
@@ -30,7 +35,13 @@ impl LocalApic {
 
     /// Writes a register; `offset` in bytes. Writes of another width than 32 bits have no effect and must not come here. Nor
     /// has one that is not at a register's first byte (SDM vol. 3 11.4.1).
-    pub fn write_mmio(&mut self, offset: u32, value: u32, requests: &Requests, now: u64) -> Effect {
+    pub fn write_mmio(
+        &mut self,
+        offset: u32,
+        value: u32,
+        requests: &Requests,
+        now: impl FnOnce() -> u64,
+    ) -> Effect {
         if self.mode != Mode::XApic || offset & 0xf != 0 {
             return Effect::None;
         }
@@ -51,7 +62,7 @@ impl LocalApic {
         &self,
         msr: u32,
         requests: &Requests,
-        now: u64,
+        now: impl FnOnce() -> u64,
     ) -> Result<u64, GeneralProtection> {
         match Register::of_msr(msr) {
             Some(known) if self.mode == Mode::X2Apic && known.readable => {
@@ -74,7 +85,7 @@ impl LocalApic {
         msr: u32,
         value: u64,
         requests: &Requests,
-        now: u64,
+        now: impl FnOnce() -> u64,
     ) -> Result<Effect, GeneralProtection> {
         match Register::of_msr(msr) {
             Some(known)
@@ -87,7 +98,7 @@ impl LocalApic {
     }
 
     /// What a register holds; the lower half of the interrupt command register.
-    fn read(&self, register: Register, requests: &Requests, now: u64) -> u32 {
+    fn read(&self, register: Register, requests: &Requests, now: impl FnOnce() -> u64) -> u32 {
         let x2apic = self.mode == Mode::X2Apic;
         match register {
             Register::Id if x2apic => self.id,
@@ -107,7 +118,7 @@ impl LocalApic {
             Register::InterruptCommandHigh => (self.command >> 32) as u32,
             Register::Local(source) => self.local(source).into_bits(),
             Register::InitialCount => self.timer.initial(),
-            Register::CurrentCount => self.timer.current(now),
+            Register::CurrentCount => self.timer.current(now()),
             Register::DivideConfiguration => self.timer.divide(),
             // Processors since the Pentium 4 have neither of the first two.
             Register::ArbitrationPriority
@@ -118,7 +129,13 @@ impl LocalApic {
     }
 
     /// Writes a register; reserved bits and those that are read-only are ignored.
-    fn write(&mut self, register: Register, value: u64, requests: &Requests, now: u64) -> Effect {
+    fn write(
+        &mut self,
+        register: Register,
+        value: u64,
+        requests: &Requests,
+        now: impl FnOnce() -> u64,
+    ) -> Effect {
         let low = value as u32;
         match register {
             Register::TaskPriority => self.task_priority = low as u8,
@@ -155,11 +172,13 @@ impl LocalApic {
             }
             Register::Local(source) => self.write_local(source, low, requests, now),
             Register::InitialCount => {
+                let now = now();
                 self.expire(requests, now);
                 self.timer.set_initial(low, now);
                 return Effect::Timer;
             }
             Register::DivideConfiguration => {
+                let now = now();
                 self.expire(requests, now);
                 self.timer.set_divide(low, now);
                 return Effect::Timer;
@@ -187,9 +206,15 @@ impl LocalApic {
         self.publish(requests);
     }
 
-    fn write_local(&mut self, source: Source, value: u32, requests: &Requests, now: u64) {
+    fn write_local(
+        &mut self,
+        source: Source,
+        value: u32,
+        requests: &Requests,
+        now: impl FnOnce() -> u64,
+    ) {
         if source == Source::Timer {
-            self.expire(requests, now);
+            self.expire(requests, now());
         }
         let mut entry = self.local(source).written(source, value);
         if !self.spurious.enabled() {
