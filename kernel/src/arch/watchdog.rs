@@ -198,7 +198,7 @@ mod tests {
         let watch = Watch::new();
         watch.goes_on(100);
         watch.answer([1].into_iter());
-        assert_eq!(noted(&watch), [0_u64; 0], "nobody has asked");
+        assert!(noted(&watch).is_empty(), "nobody has asked");
         assert_eq!(watch.look(1101, &LIMITS), Step::Ask);
         assert_eq!(watch.look(1200, &LIMITS), Step::Nothing, "no answer yet");
         watch.answer([7, 8, 9].into_iter());

@@ -191,6 +191,11 @@ impl<V: Vendor> Calls<'_, '_, V> {
     /// Makes a call, and makes it once more where an allocation failed; the value.
     fn call(&mut self, number: Call, arguments: &[u64]) -> Result<u64, String> {
         let what = |why| format!("{number:?}: {why}");
+        let mut all = [0; 6];
+        for (to, from) in all.iter_mut().zip(arguments) {
+            *to = *from;
+        }
+        let arguments = &mut all;
         if self.failing == 0 {
             return self.until_done(number, arguments).map_err(what);
         }
@@ -211,7 +216,7 @@ impl<V: Vendor> Calls<'_, '_, V> {
                 while reaper::step() {}
                 let free = frames().free_frames();
                 check!(
-                    free == before || number == Call::MEMORY_POPULATE,
+                    free == before || matches!(number, Call::MEMORY_POPULATE | Call::MEMORY_MAP),
                     "{number:?} failed, and {} frames are gone",
                     before as i64 - free as i64
                 );
@@ -222,22 +227,28 @@ impl<V: Vendor> Calls<'_, '_, V> {
         }
     }
 
-    /// Makes a call until it is done; the value.
-    fn until_done(&mut self, number: Call, arguments: &[u64]) -> Result<u64, Status> {
+    /// Makes a call until it is done; the value. Where it fails, `arguments` are for what is left to be done.
+    fn until_done(&mut self, number: Call, arguments: &mut [u64; 6]) -> Result<u64, Status> {
         loop {
-            let mut all = [0; 6];
-            for (to, from) in all.iter_mut().zip(arguments) {
-                *to = *from;
-            }
             let gprs = self.context.hw.gprs_mut();
-            [gprs.rdi, gprs.rsi, gprs.rdx, gprs.r10, gprs.r8, gprs.r9] = all;
+            [gprs.rdi, gprs.rsi, gprs.rdx, gprs.r10, gprs.r8, gprs.r9] = *arguments;
             hypercall::other(self.context, &mut self.run, number);
             let gprs = self.context.hw.gprs();
-            match Status(gprs.rax) {
-                Status::OK => return Ok(gprs.rdx),
-                Status::AGAIN if matches!(number, Call::DOMAIN_DESTROY | Call::MEMORY_POPULATE) => {
+            let done = gprs.rdx;
+            let [_, offset_or_at, len, at, len_to_map, _] = arguments;
+            match (Status(gprs.rax), number) {
+                (Status::OK, _) => return Ok(done),
+                (Status::AGAIN, Call::DOMAIN_DESTROY | Call::MEMORY_POPULATE) => {}
+                (Status::AGAIN, Call::MEMORY_MAP) => {
+                    *offset_or_at += done;
+                    *at += done;
+                    *len_to_map -= done;
                 }
-                why => return Err(why),
+                (Status::AGAIN, Call::MEMORY_UNMAP | Call::MEMORY_PROTECT) => {
+                    *offset_or_at += done;
+                    *len -= done;
+                }
+                (why, _) => return Err(why),
             }
         }
     }
