@@ -935,12 +935,13 @@ pub static ALL: &[Scenario] = &[
         command_line: "test=absent guests=hello",
         guests: Some(&["hello"]),
         expectations: &[
-            ordered(
-                "it-is-told-and-the-others-start",
-                &[
-                    "WARN  cpu0 the CPU with APIC id 85 does not answer and stays off",
-                    " CPUs, ",
-                ],
+            has(
+                "it-is-told",
+                "WARN  cpu0 the CPU with APIC id 85 does not answer and stays off",
+            ),
+            matches(
+                "the-others-start",
+                r"\b(2 CPUs, .*PIC, ACPI|1 CPU, .*PIC, no ACPI)$",
             ),
             has("guests-run", "hello ended: status 0"),
             has(
