@@ -30,14 +30,15 @@ pub const RING_BYTES: usize = 64 * 1024;
 struct Sinks {
     serial: serial::Serial,
     screen: Option<screen::Screen>,
-    ring: Ring<RING_BYTES>,
 }
 
 static SINKS: Mutex<Sinks> = Mutex::new(Sinks {
     serial: serial::Serial::absent(),
     screen: None,
-    ring: Ring::new(),
 });
+
+/// The ring, which whoever has the sinks uses. Apart from them it is all zeroes in the beginning, and takes no room in the kernel's file.
+static RING: Mutex<Ring<RING_BYTES>> = Mutex::new(Ring::new());
 
 /// Set once a panic owns the sinks: from then on the lock is ignored, for its holder may have been stopped.
 static BROKEN: AtomicBool = AtomicBool::new(false);
@@ -66,7 +67,7 @@ pub fn show_on(framebuffer: bootloader_api::info::FrameBuffer) {
         let mut from = 0;
         let mut chunk = [0; 256];
         loop {
-            let (start, got) = sinks.ring.read(from, &mut chunk);
+            let (start, got) = RING.lock().read(from, &mut chunk);
             if got == 0 {
                 break;
             }
@@ -81,9 +82,10 @@ pub fn show_on(framebuffer: bootloader_api::info::FrameBuffer) {
 /// Copies what the ring holds from stream position `from` on (older text is gone) into `out`; returns the stream
 /// position of the first byte copied, how many bytes were copied, and the position of the next byte there will be.
 pub fn read_ring(from: u64, out: &mut [u8]) -> (u64, usize, u64) {
-    with_sinks(|sinks| {
-        let (start, copied) = sinks.ring.read(from, out);
-        (start, copied, sinks.ring.end())
+    with_sinks(|_| {
+        let ring = RING.lock();
+        let (start, copied) = ring.read(from, out);
+        (start, copied, ring.end())
     })
 }
 
@@ -185,16 +187,20 @@ fn with_sinks<R>(work: impl FnOnce(&mut Sinks) -> R) -> R {
 )]
 fn break_open() {
     // SAFETY: `BROKEN` is only set by a panic, after all other CPUs were stopped and while this CPU will not return to
-    // whatever held the lock, so no other user of the sinks is left.
-    unsafe { SINKS.force_unlock() };
+    // whatever held the locks, so no other user of the sinks is left.
+    unsafe {
+        SINKS.force_unlock();
+        RING.force_unlock();
+    }
 }
 
 fn emit(line: &Line) {
     with_sinks(|sinks| {
         sinks.serial.write(line.bytes());
         sinks.serial.write(b"\r\n");
-        sinks.ring.write(line.bytes());
-        sinks.ring.write(b"\n");
+        let mut ring = RING.lock();
+        ring.write(line.bytes());
+        ring.write(b"\n");
         if let Some(screen) = &mut sinks.screen {
             screen.write(line.bytes());
             screen.write(b"\n");
