@@ -7,7 +7,7 @@ use plinth_rt::{Gprs, Outcome, Snippet, Why, check, check_eq, cpu, hypercall, sn
 use plinth_testkit::child::{CELLS, Child, DATA, Plan as ChildPlan};
 use plinth_testkit::kit::{MS, Must, sleep};
 
-use crate::attacker::{Attacker, FREE, Plan, RAM, at, peek, tell};
+use crate::attacker::{Attacker, FREE, Plan, RAM, at, image_end, peek, tell};
 
 cases!("leftovers":
     general_registers,
@@ -410,10 +410,12 @@ fn pending_interrupts() -> Outcome {
 /// The first writes all of its memory but what it runs on; the second is given memory at once when that is back.
 fn memory() -> Outcome {
     /// From the free pages to the image, and between image and stacks.
-    const RANGES: [(u64, u64); 2] = [(FREE, 1 << 20), (0x18_0000, RAM - 0x2_0000)];
+    fn ranges() -> [(u64, u64); 2] {
+        [(FREE, 1 << 20), (image_end(), RAM - 0x2_0000)]
+    }
     for _ in 0..3 {
         let first = Attacker::new(&Plan::new(|| {
-            for (start, end) in RANGES {
+            for (start, end) in ranges() {
                 snippet!("rep stosq").run(Gprs {
                     rax: 0x5ec7_e75e_c7e7_5ec7,
                     rcx: (end - start) / 8,
@@ -427,7 +429,7 @@ fn memory() -> Outcome {
         first.domain.destroy().must("destroy")?;
         drop(first);
         let second = Attacker::new(&Plan::new(|| {
-            for (start, end) in RANGES {
+            for (start, end) in ranges() {
                 let out = snippet!("repe scasq", "setne al").run(Gprs {
                     rcx: (end - start) / 8,
                     ..at(start)

@@ -58,8 +58,13 @@ unsafe extern "C" {
     static guest_end: u8;
 }
 
+/// Where the image ends, a multiple of the page size: the memory from there to the stacks is an attacker's free memory, too.
+pub fn image_end() -> u64 {
+    ((&raw const guest_end) as u64).next_multiple_of(PAGE)
+}
+
 fn image_bytes() -> usize {
-    ((&raw const guest_end) as u64 - IMAGE) as usize
+    (image_end() - IMAGE) as usize
 }
 
 /// Keeps a copy of the image. To be called before anything has been written to its variables but by the runtime's start, which every
