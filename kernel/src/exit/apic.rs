@@ -2,6 +2,7 @@
 //! `intc`.
 
 use super::Next;
+use crate::arch::msr::Msr;
 use crate::intc::{Effect, LocalApic, Mode};
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Context, Run};
@@ -15,9 +16,6 @@ const LOCAL: u64 = 0xfee0_0000;
 const IO: u64 = 0xfec0_0000;
 /// MSRs that belong to an x2APIC.
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
-
-/// SELF IPI.
-const SELF_IPI: u32 = 0x83f;
 
 /// A page of an interrupt controller's registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -198,7 +196,7 @@ pub(super) fn ended<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, vect
 /// The guest has written a vector to SELF IPI of the local APIC that the CPU keeps, and the CPU has not taken it.
 pub(super) fn self_ipi<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, vector: u8) -> Next {
     // Only in x2APIC mode: the write cannot fail.
-    let _ = write_msr(vcpu, run, SELF_IPI, vector.into());
+    let _ = write_msr(vcpu, run, Msr::X2APIC_SELF_IPI.0, vector.into());
     vcpu.deliver_interrupt(run.vcpu)
 }
 

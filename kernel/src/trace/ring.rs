@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use plinth_abi::trace::{Kind, Record};
+use zerocopy::transmute;
 
 use crate::arch::{cpu, time};
 
@@ -13,7 +14,7 @@ const CPUS: usize = 64;
 
 /// Written by its own CPU, and by nothing that interrupts that; read by any.
 struct TraceRing {
-    /// Each a TSC, and the other members in pairs.
+    /// Each a [`Record`], as words; its time is a TSC.
     records: [[AtomicU64; 3]; RECORDS],
     /// Records ever written.
     end: AtomicU64,
@@ -30,7 +31,14 @@ pub fn record(kind: Kind, domain: u32, vcpu: u32, detail: u32) {
 #[inline]
 pub fn record_at(cpu: u32, tsc: u64, kind: Kind, domain: u32, vcpu: u32, detail: u32) {
     if let Some(ring) = RINGS.get(cpu as usize) {
-        ring.push([tsc, pair(kind.0, domain), pair(vcpu, detail)]);
+        ring.push(&Record {
+            // As nanoseconds when somebody reads it.
+            ns: tsc,
+            kind: kind.0,
+            domain,
+            vcpu,
+            detail,
+        });
     }
 }
 
@@ -49,7 +57,8 @@ impl TraceRing {
     }
 
     #[inline]
-    fn push(&self, words: [u64; 3]) {
+    fn push(&self, record: &Record) {
+        let words: [u64; 3] = transmute!(*record);
         let end = self.end.load(Ordering::Relaxed);
         if let Some(record) = self.records.get((end % RECORDS as u64) as usize) {
             for (to, word) in record.iter().zip(words) {
@@ -70,15 +79,11 @@ impl TraceRing {
         let mut count = 0;
         for (slot, number) in out.iter_mut().zip(start..end) {
             if let Some(record) = self.records.get((number % RECORDS as u64) as usize) {
-                let [tsc, first, second] =
-                    record.each_ref().map(|word| word.load(Ordering::Acquire));
+                let words = record.each_ref().map(|word| word.load(Ordering::Acquire));
+                let record: Record = transmute!(words);
                 *slot = Record {
-                    // As nanoseconds when somebody reads it.
-                    ns: time::ns_at_tsc(tsc),
-                    kind: first as u32,
-                    domain: (first >> 32) as u32,
-                    vcpu: second as u32,
-                    detail: (second >> 32) as u32,
+                    ns: time::ns_at_tsc(record.ns),
+                    ..record
                 };
                 count += 1;
             }
@@ -94,10 +99,6 @@ impl TraceRing {
     }
 }
 
-const fn pair(first: u32, second: u32) -> u64 {
-    first as u64 | (second as u64) << 32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,7 +107,13 @@ mod tests {
     fn the_ring_keeps_the_last() {
         let ring = Box::new(TraceRing::new());
         for detail in 0..RECORDS as u32 + 10 {
-            ring.push([detail.into(), pair(Kind::RUN.0, 1), pair(2, detail)]);
+            ring.push(&Record {
+                ns: detail.into(),
+                kind: Kind::RUN.0,
+                domain: 1,
+                vcpu: 2,
+                detail,
+            });
         }
         let mut out = [Record::default(); 4];
         let (start, count, end) = ring.read(0, &mut out);
