@@ -19,6 +19,8 @@ static TSC_HZ: AtomicU64 = AtomicU64::new(0);
 static START: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds a TSC tick, in units of 2^-32.
 static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
+/// The inverse of that, rounded up: TSC ticks a nanosecond, in units of 2^-32.
+static TICKS_PER_NS: AtomicU64 = AtomicU64::new(0);
 /// APIC timer ticks a TSC tick, in units of 2^-32.
 static APIC_PER_TICK: AtomicU64 = AtomicU64::new(0);
 /// Whether the APIC timer takes TSC values.
@@ -86,11 +88,20 @@ pub fn ns_of_ticks(ticks: u64) -> u64 {
 
 /// The TSC when [`ns_since_boot`] will be `ns`, or a little later; `u64::MAX` where that is out of reach.
 pub fn tsc_at_ns(ns: u64) -> u64 {
-    let ticks = u128::from(ns) * u128::from(tsc_hz()) / 1_000_000_000 + 1;
-    u64::try_from(ticks)
-        .ok()
+    ticks_until(ns, TICKS_PER_NS.load(Ordering::Relaxed))
         .and_then(|ticks| ticks.checked_add(START.load(Ordering::Relaxed)))
         .unwrap_or(u64::MAX)
+}
+
+/// The ticks after which the clock is at `ns`, where a nanosecond has so many in units of 2^-32, rounded up. `None`: too many.
+fn ticks_until(ns: u64, ticks_per_ns: u64) -> Option<u64> {
+    let ticks = (u128::from(ns) * u128::from(ticks_per_ns)) >> 32;
+    u64::try_from(ticks).ok()?.checked_add(1)
+}
+
+/// The inverse of a factor in units of 2^-32, in the same, rounded up.
+const fn inverse(factor: u64) -> u64 {
+    (1u128 << 64).div_ceil(factor as u128) as u64
 }
 
 /// TSC ticks in `us` microseconds.
@@ -303,7 +314,9 @@ pub fn calibrate(pm_timer: Option<PmTimer>) {
         "the TSC's rate was measured as {hz} Hz against {source}: no clock can be kept"
     );
     TSC_HZ.store(hz, Ordering::Relaxed);
-    NS_PER_TICK.store(ratio(1_000_000_000, hz), Ordering::Relaxed);
+    let ns_per_tick = ratio(1_000_000_000, hz);
+    NS_PER_TICK.store(ns_per_tick, Ordering::Relaxed);
+    TICKS_PER_NS.store(inverse(ns_per_tick), Ordering::Relaxed);
     APIC_PER_TICK.store(ratio(apic_hz, hz), Ordering::Relaxed);
     let deadline = CpuId::new()
         .get_feature_info()
@@ -438,6 +451,34 @@ mod tests {
                 (999_999_990..=1_000_000_000).contains(&ns),
                 "{ns} at {hz} Hz"
             );
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_moment_never_wakes_before_it() {
+        for hz in [
+            1_000_000,
+            50_000_000,
+            1_000_000_000,
+            2_595_123_457,
+            5_000_000_000,
+        ] {
+            let factor = ratio(1_000_000_000, hz);
+            // Up to ten years.
+            for ns in [
+                1,
+                999,
+                1_000_000_007,
+                86_400_000_000_000,
+                10 * 365 * 86_400_000_000_000,
+            ] {
+                let ticks = ticks_until(ns, inverse(factor)).unwrap();
+                let late = scale(ticks, factor).checked_sub(ns).unwrap();
+                // A tick, and what the factors are not exact by.
+                let most = 2 * 1_000_000_000u64.div_ceil(hz) + ns / 1_000_000;
+                assert!(late <= most, "{late} ns after {ns} ns at {hz} Hz");
+            }
+            assert_eq!(ticks_until(u64::MAX, u64::MAX), None);
         }
     }
 
