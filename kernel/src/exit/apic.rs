@@ -155,6 +155,30 @@ pub(super) fn read_msr<V: Vendor>(
     })
 }
 
+/// WRMSR of the registers that are written with nearly every interrupt; whether it was one, and is done. An interrupt may have become
+/// deliverable.
+#[inline(always)]
+pub(super) fn write_msr_at_once<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    msr: u32,
+    value: u64,
+) -> bool {
+    if is_kept(msr.wrapping_sub(*X2APIC.start())) {
+        vcpu.fetch_apic(run.vcpu);
+    }
+    let Some(apic) = &mut vcpu.apic else {
+        return false;
+    };
+    match apic.write_msr_at_once(msr, value, &run.vcpu.requests) {
+        Some(effect) => {
+            follow(vcpu, run, effect);
+            true
+        }
+        None => false,
+    }
+}
+
 /// WRMSR, as [`read_msr`]. An interrupt may have become deliverable.
 #[inline(always)]
 pub(super) fn write_msr<V: Vendor>(

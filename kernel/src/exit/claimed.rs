@@ -3,10 +3,10 @@
 use plinth_abi::device::DATA;
 
 use super::access::{self, Fault};
-use super::mmio::{self, Step, Wait};
+use super::mmio::{self, Registers as _, Step, Wait};
 use super::string::{self, StringAccess};
 use super::{Next, apic, instruction, io};
-use crate::decode::{Instruction, Operation};
+use crate::decode::{Instruction, Operand, Operation};
 use crate::mem::walk::Intent;
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Access, ClaimKind, Context, Ending, Run};
@@ -33,20 +33,17 @@ const STEPS: usize = 4;
 const RSP: u8 = 4;
 
 /// Completes what a vCPU waited for: the claimer's answer is `value`.
-pub fn complete<V: Vendor>(
-    vcpu: &mut Context<V>,
-    run: &mut Run<'_, V>,
-    completion: Completion,
-    value: u64,
-) -> Next {
-    match completion {
-        Completion::Port(access, length) => io::finish(vcpu, access, length, value),
-        Completion::String(access, count) => finish_string(vcpu, run, access, count),
-        Completion::Mmio(instruction, wait) => {
+pub fn complete<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, value: u64) -> Next {
+    // By reference, of which each takes what it needs: the largest is of some hundred bytes.
+    match vcpu.completion() {
+        None => Next::Resume,
+        Some(&Completion::Port(access, length)) => io::finish(vcpu, access, length, value),
+        Some(&Completion::String(access, count)) => finish_string(vcpu, run, access, count),
+        Some(&Completion::Mmio(instruction, wait)) => {
             let step = mmio::complete(&instruction, wait, value, &mut Registers::<V>(&mut vcpu.hw));
             walk(vcpu, run, &instruction, step, None)
         }
-        Completion::Acknowledge => {
+        Some(Completion::Acknowledge) => {
             // Without an answer there was no interrupt.
             if let Ok(vector) = u8::try_from(value) {
                 // Nothing else is being delivered: that was looked at before.
@@ -170,12 +167,17 @@ pub(super) fn nested_fault<V: Vendor>(
     fault: &NestedFault,
 ) -> (Counter, Next) {
     // The delivery of an event to a device's memory is nothing that an instruction does.
-    let served = apic::page(vcpu, fault.gpa).is_some()
-        || vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
-    let claimed =
-        served && !fault.present && !vcpu.hw.delivers_event() && !fault.fetch && !fault.table_walk;
-    if !claimed {
+    let by_instruction =
+        !fault.present && !vcpu.hw.delivers_event() && !fault.fetch && !fault.table_walk;
+    let page = apic::page(vcpu, fault.gpa);
+    let served = page.is_some() || vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
+    if !by_instruction || !served {
         return (Counter::NestedFault, vcpu.end(Ending::NestedFault(*fault)));
+    }
+    if let Some(page) = page
+        && let Some(next) = move_at_once(vcpu, run, page, fault)
+    {
+        return (Counter::Mmio, next);
     }
     let instruction = match instruction::known(vcpu) {
         Some(known) => *known,
@@ -193,6 +195,47 @@ pub(super) fn nested_fault<V: Vendor>(
             (Counter::Mmio, next)
         }
         None => (Counter::NestedFault, vcpu.end(Ending::NestedFault(*fault))),
+    }
+}
+
+/// MOV of 32 bits between a register of an interrupt controller and one of the vCPU's, where it is remembered that this is the
+/// instruction: nearly all that touches those pages. The CPU has found the address with all checks, and nothing else can fail.
+fn move_at_once<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    page: apic::Page,
+    fault: &NestedFault,
+) -> Option<Next> {
+    let &Instruction {
+        operation: Operation::Move {
+            destination,
+            source,
+        },
+        operand_size: 4,
+        length,
+        ..
+    } = instruction::known(vcpu)?
+    else {
+        return None;
+    };
+    // An operand that begins in the page before faults at the first byte of this one.
+    if !fault.gpa.get().is_multiple_of(4) || fault.gpa.offset_in(PAGE_SIZE) == 0 {
+        return None;
+    }
+    match (destination, source) {
+        (Operand::Register(register), Operand::Memory(_)) => {
+            let value = apic::read(vcpu, run, page, fault.gpa, 4);
+            Registers::<V>(&mut vcpu.hw).write(register, value);
+            vcpu.hw.skip(length);
+            Some(Next::Resume)
+        }
+        (Operand::Memory(_), source) => {
+            let value = Registers::<V>(&mut vcpu.hw).value(source);
+            apic::write(vcpu, run, page, fault.gpa, 4, value);
+            vcpu.hw.skip(length);
+            Some(vcpu.deliver_interrupt(run.vcpu))
+        }
+        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::object::{Context, Ending};
 use crate::virt::{Event, SegmentName, Vcpu as _, Vendor};
 
 /// Pairs of instructions that the cache remembers. A power of two.
-const PAIRS: usize = 8;
+const PAIRS: usize = 16;
 
 /// Lengths of instructions that exited, for CPUs that do not tell them: SVM without NRIP-save, which AMD's CPUs have had
 /// since 2009 and QEMU's emulation lacks.
@@ -32,7 +32,7 @@ struct Entry {
 impl LengthCache {
     #[inline(always)]
     fn pair(rip: u64) -> usize {
-        (rip as usize ^ (rip >> 4) as usize) % PAIRS
+        (rip ^ rip >> 4 ^ rip >> 8) as usize % PAIRS
     }
 
     #[inline(always)]

@@ -83,7 +83,8 @@ fn finish_read<V: Vendor>(
     }
 }
 
-/// WRMSR.
+/// WRMSR. What is written with nearly every interrupt is part of the run loop's code.
+#[inline(always)]
 pub(super) fn write<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> Next {
     let length = match instruction::length(vcpu) {
         Ok(length) => length,
@@ -91,6 +92,21 @@ pub(super) fn write<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>) -> N
     };
     let gprs = vcpu.hw.gprs();
     let (number, value) = (gprs.rcx as u32, gprs.edx_eax());
+    if apic::write_msr_at_once(vcpu, run, number, value) {
+        vcpu.hw.skip(length);
+        return vcpu.deliver_interrupt(run.vcpu);
+    }
+    write_other(vcpu, run, number, value, length)
+}
+
+#[inline(never)]
+fn write_other<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    number: u32,
+    value: u64,
+    length: u8,
+) -> Next {
     if let Some(result) = apic::write_msr(vcpu, run, number, value) {
         return match result {
             Ok(()) => {

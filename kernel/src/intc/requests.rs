@@ -121,14 +121,15 @@ impl Requests {
         any | u64::from(self.signals.load(SeqCst)) == 0
     }
 
+    /// Whether there is a vector in IRR.
+    #[inline(always)]
+    pub fn has_interrupt(&self) -> bool {
+        self.irr.iter().fold(0, |any, word| any | word.load(SeqCst)) != 0
+    }
+
     /// The highest vector in IRR.
     #[inline]
     pub fn highest(&self) -> Option<u8> {
-        // Mostly there is none, and that is to be found out soon.
-        let any = self.irr.iter().fold(0, |any, word| any | word.load(SeqCst));
-        if any == 0 {
-            return None;
-        }
         highest(self.irr.iter().rev().map(|word| word.load(SeqCst)))
     }
 
@@ -301,7 +302,7 @@ impl Requests {
     /// Whether there is anything to be looked at: an interrupt, whatever its priority, NMI, INIT, start-up, an error.
     #[inline]
     pub fn has_any(&self) -> bool {
-        self.has_signals() || self.irr.iter().any(|word| word.load(SeqCst) != 0)
+        self.has_signals() || self.has_interrupt()
     }
 
     fn signals(&self) -> Signals {

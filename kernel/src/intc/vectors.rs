@@ -52,6 +52,12 @@ impl Vectors {
         was
     }
 
+    /// Whether there is none.
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().fold(0, |any, word| any | word) == 0
+    }
+
     /// The highest.
     pub(super) fn highest(&self) -> Option<u8> {
         highest(self.0.iter().rev().copied())
@@ -79,6 +85,7 @@ mod tests {
                 if there { model.insert(vector); } else { model.remove(&vector); }
                 prop_assert_eq!(vectors.set(vector, there), was);
                 prop_assert_eq!(vectors.highest(), model.last().copied());
+                prop_assert_eq!(vectors.is_empty(), model.is_empty());
                 let half = vectors.half(vector / 32);
                 prop_assert_eq!(half >> (vector % 32) & 1 != 0, there);
             }

@@ -171,6 +171,10 @@ pub trait Vcpu<V: Vendor>: Sized {
     /// with it to #DF or a triple fault (SDM table 7-5, APM2 8.2.9). Returns false where the result is a triple fault.
     #[must_use]
     fn inject(&mut self, event: Event) -> bool;
+    /// Has the next entry deliver an external interrupt, if it can; whether it can: [`Self::accepts_interrupt`].
+    fn inject_interrupt(&mut self, vector: u8) -> bool {
+        self.accepts_interrupt() && self.inject(Event::external(vector))
+    }
     /// Takes back an external interrupt that the next entry would deliver: its vector.
     fn withdraw_interrupt(&mut self) -> Option<u8>;
     /// Whether the next entry delivers an event.

@@ -6,6 +6,7 @@ use super::super::registers::{Register, Source, SpuriousVector, VERSION, error};
 use super::super::requests::{Requests, x2apic_logical};
 use super::super::timer::TimerMode;
 use super::{Effect, LocalApic, MODEL, Mode};
+use crate::arch::msr::Msr;
 use crate::rules::GeneralProtection;
 
 /// The delivery status of the interrupt command register: nothing that is sent waits.
@@ -97,6 +98,40 @@ impl LocalApic {
         }
     }
 
+    /// WRMSR of what is written with nearly every interrupt: TPR, EOI, SELF IPI and IA32_TSC_DEADLINE, as [`Self::write_msr`] and
+    /// [`Self::set_tsc_deadline`] do it. `None`: they have to do it.
+    #[inline(always)]
+    pub fn write_msr_at_once(
+        &mut self,
+        msr: u32,
+        value: u64,
+        requests: &Requests,
+    ) -> Option<Effect> {
+        const TSC_DEADLINE: u32 = Msr::IA32_TSC_DEADLINE.0;
+        const TPR: u32 = Msr::X2APIC_TPR.0;
+        const EOI: u32 = Msr::X2APIC_EOI.0;
+        const SELF_IPI: u32 = Msr::X2APIC_SELF_IPI.0;
+        match (msr, value, self.mode) {
+            (TPR, 0..=0xff, Mode::X2Apic) => {
+                self.task_priority = value as u8;
+                Some(Effect::Changed)
+            }
+            (TSC_DEADLINE, ..) => Some(self.set_tsc_deadline(value)),
+            (EOI, 0, Mode::X2Apic) => Some(self.end_of_interrupt(requests)),
+            (SELF_IPI, 0..=0xff, Mode::X2Apic) => Some(self.interrupt_self(value as u8, requests)),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn interrupt_self(&mut self, vector: u8, requests: &Requests) -> Effect {
+        self.send_message(
+            Destination::Physical(self.id),
+            Delivery::Fixed(vector),
+            requests,
+        )
+    }
+
     /// What a register holds; the lower half of the interrupt command register.
     fn read(&self, register: Register, requests: &Requests, now: impl FnOnce() -> u64) -> u32 {
         let x2apic = self.mode == Mode::X2Apic;
@@ -140,6 +175,7 @@ impl LocalApic {
         match register {
             Register::TaskPriority => self.task_priority = low as u8,
             Register::EndOfInterrupt => return self.end_of_interrupt(requests),
+            Register::SelfInterrupt => return self.interrupt_self(low as u8, requests),
             Register::LogicalDestination => {
                 self.logical = (low >> 24) as u8;
                 self.publish(requests);
@@ -182,10 +218,6 @@ impl LocalApic {
                 self.expire(requests, now);
                 self.timer.set_divide(low, now);
                 return Effect::Timer;
-            }
-            Register::SelfInterrupt => {
-                let fixed = Delivery::Fixed(low as u8);
-                return self.send_message(Destination::Physical(self.id), fixed, requests);
             }
             // Software should not write the identifier, and on many processors cannot (SDM vol. 3 11.4.6).
             _ => return Effect::None,
@@ -242,6 +274,7 @@ impl LocalApic {
         }
     }
 
+    #[inline]
     fn send_message(
         &mut self,
         destination: Destination,

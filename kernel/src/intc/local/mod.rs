@@ -265,7 +265,7 @@ impl LocalApic {
     #[inline]
     pub fn deliverable(&self, requests: &Requests) -> Option<u8> {
         let vector = requests.highest()?;
-        let above = vector >> 4 > self.task_priority >> 4 && vector >> 4 > self.highest >> 4;
+        let above = vector >> 4 > self.task_priority.max(self.highest) >> 4;
         (above && self.mode != Mode::Disabled).then_some(vector)
     }
 
@@ -292,11 +292,17 @@ impl LocalApic {
         if !self.in_service.set(vector, false) {
             return None;
         }
-        self.highest = self.in_service.highest().unwrap_or(0);
+        // Mostly it was the only one.
+        self.highest = if self.in_service.is_empty() {
+            0
+        } else {
+            self.in_service.highest().unwrap_or(0)
+        };
         Some(self.in_service_level.set(vector, false))
     }
 
     /// EOI (SDM vol. 3 11.8.5).
+    #[inline]
     fn end_of_interrupt(&mut self, requests: &Requests) -> Effect {
         let vector = self.highest;
         match self.retire(vector) {
@@ -306,19 +312,25 @@ impl LocalApic {
     }
 
     /// An interrupt that was in service has ended.
+    #[inline]
     pub fn ended(&mut self, vector: u8, level: bool, requests: &Requests) -> Effect {
         if level {
-            for source in [Source::Lint0, Source::Lint1] {
-                let entry = self.local(source);
-                if entry.remote_irr() && entry.vector() == vector {
-                    self.set_local(source, entry.with_remote_irr(false));
-                    self.serve_pin(source, requests);
-                }
-            }
+            self.level_ended(vector, requests);
         }
         Effect::Eoi {
             vector,
             broadcast: level && !self.spurious.suppress_eoi_broadcast(),
+        }
+    }
+
+    #[inline(never)]
+    fn level_ended(&mut self, vector: u8, requests: &Requests) {
+        for source in [Source::Lint0, Source::Lint1] {
+            let entry = self.local(source);
+            if entry.remote_irr() && entry.vector() == vector {
+                self.set_local(source, entry.with_remote_irr(false));
+                self.serve_pin(source, requests);
+            }
         }
     }
 

@@ -76,7 +76,20 @@ impl Events {
     }
 
     /// What VMRUN has to deliver to a guest that goes on at `rip`.
+    #[inline]
     pub fn take(&mut self, rip: u64) -> Option<Event> {
+        if self.nmi_waiting || self.iret_at.is_some() {
+            self.look_at_nmi(rip);
+        }
+        let event = self.pending.take();
+        if event.is_some_and(|event| event.kind == EventKind::Nmi) {
+            self.nmi_masked = true;
+        }
+        event
+    }
+
+    /// An NMI that waits may be delivered to a guest that goes on at `rip`.
+    fn look_at_nmi(&mut self, rip: u64) {
         if self.iret_at.is_some_and(|at| at != rip) {
             self.iret_at = None;
         }
@@ -85,11 +98,6 @@ impl Events {
             self.nmi_waiting = false;
             self.pending = Some(Event::NMI);
         }
-        let event = self.pending.take();
-        if event.is_some_and(|event| event.kind == EventKind::Nmi) {
-            self.nmi_masked = true;
-        }
-        event
     }
 
     /// The guest is about to execute the IRET at `rip`.

@@ -173,28 +173,30 @@ impl SvmVcpu {
             Changes::of(CleanBits::CONTROL_REGISTERS) | Changes::VALIDATE | Changes::FLUSH;
     }
 
+    /// What the last entry did is done.
+    #[inline(always)]
+    fn settle(&mut self) {
+        let control = &mut self.vmcb.control;
+        control.clean = CleanBits::all();
+        control.tlb_control = TlbControl::NOTHING;
+        control.event_injection = EventInjection::NONE;
+        self.changes = Changes::empty();
+    }
+
     /// Does what `changes` and the CPU's pending flush ask for.
     ///
     /// # Errors
     /// The rule of VMRUN that the block breaks; everything stays as it was then.
     #[inline(never)]
     fn prepare(&mut self, cpu: &mut SvmCpu) -> Result<(), Exit> {
-        if self.changes == Changes::SETTLE && !cpu.flush {
-            // What the last entry did is done, and nothing has happened since.
-            let control = &mut self.vmcb.control;
-            control.clean = CleanBits::all();
-            control.tlb_control = TlbControl::NOTHING;
-            control.event_injection = EventInjection::NONE;
-            self.changes = Changes::empty();
-            return Ok(());
-        }
         if self.changes.contains(Changes::FLUSH) {
             // A new ASID has nothing cached. It is cheaper than a flush, and every CPU can do it.
             self.tag = Tag::NONE;
             self.take_tag(cpu);
             self.changes -= Changes::FLUSH;
         }
-        let before = self.events;
+        let validates = self.changes.contains(Changes::VALIDATE);
+        let before = validates.then_some(self.events);
         let event = self
             .events
             .take(self.vmcb.save.rip)
@@ -202,7 +204,7 @@ impl SvmVcpu {
             .and_then(EventInjection::of);
         self.watch_iret();
         self.send(event);
-        if self.changes.contains(Changes::VALIDATE)
+        if let Some(before) = before
             && validate::validate(&self.vmcb, self.identity.limits()).is_err()
         {
             let failure = self.entry_failure();
@@ -481,10 +483,12 @@ impl Vcpu<Svm> for SvmVcpu {
 
     #[inline(always)]
     fn run(&mut self, cpu: &mut SvmCpu) -> Exit {
-        if (!self.changes.is_empty() || cpu.flush)
-            && let Err(failure) = self.prepare(cpu)
-        {
-            return failure;
+        if !self.changes.is_empty() || cpu.flush {
+            if self.changes == Changes::SETTLE && !cpu.flush {
+                self.settle();
+            } else if let Err(failure) = self.prepare(cpu) {
+                return failure;
+            }
         }
         self.vmcb.save.rax = self.context.gprs.rax;
         // SAFETY: there is a `SvmCpu` only while SVM is on, and the vCPU is attached to it, so `context.host` is its. The
@@ -664,6 +668,20 @@ impl Vcpu<Svm> for SvmVcpu {
             self.set_window(false);
         }
         self.events.inject(event)
+    }
+
+    #[inline(always)]
+    fn inject_interrupt(&mut self, vector: u8) -> bool {
+        if !self.accepts_interrupt() {
+            return false;
+        }
+        // Nothing is pending that it could combine with.
+        self.changes |= Changes::EVENT;
+        if self.window_is_open() {
+            self.set_window(false);
+        }
+        self.events.requeue(Event::external(vector));
+        true
     }
 
     fn withdraw_interrupt(&mut self) -> Option<u8> {
