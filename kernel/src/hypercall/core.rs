@@ -63,14 +63,14 @@ pub(super) fn end<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Sta
 /// Waits for an event until the clock is at RDI.
 pub(super) fn wait<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
     let [deadline, ..] = caller.arguments();
-    Ok(wait_until(deadline))
+    Ok(wait_until(deadline, false))
 }
 
-/// Waits for an event until the clock is at `deadline`.
-pub(super) fn wait_until(deadline: u64) -> Done {
+/// Waits for an event until the clock is at `deadline`; `passed`: the caller has passed its CPU on, and no event was pending then.
+pub(super) fn wait_until(deadline: u64, passed: bool) -> Done {
     let deadline = match deadline {
         0 | u64::MAX => deadline,
         ns => time::tsc_at_ns(ns),
     };
-    Done::Wait(Waiting::Event { deadline })
+    Done::Wait(Waiting::Event { deadline, passed })
 }

@@ -11,8 +11,8 @@ use crate::arch::irq;
 use crate::intc::Message;
 use crate::log;
 use crate::mem::nested::GPA_LIMIT;
-use crate::mem::{Amounts, Charge, PAGE_SIZE};
-use crate::object::{Claim, ClaimKind, Line};
+use crate::mem::{Amounts, Charge, PAGE_SIZE, Ref};
+use crate::object::{Claim, ClaimKind, Line, Vcpu};
 use crate::virt::{Vcpu as _, Vendor};
 
 /// Ports there are.
@@ -71,20 +71,37 @@ pub(super) fn release<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done,
 
 /// Completes an access.
 pub(super) fn complete<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
+    // Who has answered has most likely nothing else to do.
+    answer(caller, Ref::<Vcpu<V>>::hand_over)?;
+    Ok(Done::Value(0))
+}
+
+/// Completes an access, and wakes the vCPU so.
+#[inline]
+fn answer<V: Vendor>(
+    caller: &Caller<'_, '_, V>,
+    wake: impl FnOnce(&Ref<Vcpu<V>>),
+) -> Result<(), Status> {
     let [domain, index, value, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::DEVICE)?;
     let index = number(index)?;
-    living(&domain)?;
-    let vcpu = domain.vcpu(index).ok_or(Status::NOT_FOUND)?;
-    vcpu.complete(value)?;
-    Ok(Done::Value(0))
+    let vcpu = domain.living_vcpu(index)?.ok_or(Status::NOT_FOUND)?;
+    vcpu.complete(value, wake)
 }
 
 /// Completes an access, and waits for the next event.
 pub(super) fn complete_and_wait<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, Status> {
-    complete(caller)?;
+    // Where nothing is pending it waits: what comes meanwhile keeps it ready.
+    let waits = caller.run.vcpu.events.lock().is_empty();
+    answer(caller, |vcpu| {
+        if waits {
+            vcpu.pass();
+        } else {
+            vcpu.hand_over();
+        }
+    })?;
     let [_, _, _, deadline, ..] = caller.arguments();
-    Ok(wait_until(deadline))
+    Ok(wait_until(deadline, waits))
 }
 
 /// A line of the domain's I/O APIC, or of its 8259A pair's output, changes.

@@ -99,17 +99,26 @@ impl<T> Deref for Ref<T> {
     }
 }
 
-impl<T> Drop for Ref<T> {
-    fn drop(&mut self) {
-        if self.counted().count.fetch_sub(1, Ordering::Release) != 1 {
-            return;
-        }
+impl<T> Ref<T> {
+    /// Drops the object, to which this was the last pointer.
+    #[cold]
+    #[inline(never)]
+    fn drop_object(&mut self) {
         // Everything that other holders did comes before the drop.
         fence(Ordering::Acquire);
         // SAFETY: this was the last pointer to it; `new` allocated it with this layout.
         unsafe {
             self.0.drop_in_place();
             dealloc(self.0.as_ptr().cast(), Layout::new::<Counted<T>>());
+        }
+    }
+}
+
+impl<T> Drop for Ref<T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.counted().count.fetch_sub(1, Ordering::Release) == 1 {
+            self.drop_object();
         }
     }
 }

@@ -83,6 +83,8 @@ pub enum Waiting {
     Event {
         /// TSC; `u64::MAX`: for ever.
         deadline: u64,
+        /// It has passed its CPU on, and leaves it in any case: an event that has come meanwhile keeps it ready.
+        passed: bool,
     },
     /// An interrupt: HLT.
     Interrupt,
@@ -305,6 +307,11 @@ impl<V: Vendor> Context<V> {
         self.wait(Waiting::Device)
     }
 
+    /// What follows the answer that it waits for.
+    pub const fn completion(&self) -> Option<&Completion> {
+        self.completion.as_ref()
+    }
+
     /// It makes its domain end.
     pub fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
@@ -322,7 +329,7 @@ impl<V: Vendor> Context<V> {
         matches!(self.waiting, Waiting::Nothing)
             && self.returned_interrupt.is_none()
             && self.apic.is_none()
-            && vcpu.requests.highest().is_none()
+            && !vcpu.requests.has_interrupt()
     }
 
     /// Lets the vCPU go on if what it waits for has come; else why it still waits. Attached.
@@ -340,7 +347,7 @@ impl<V: Vendor> Context<V> {
         self.look_at_apic(run.vcpu);
         match self.waiting {
             Waiting::Nothing => {}
-            Waiting::Event { deadline } => {
+            Waiting::Event { deadline, .. } => {
                 let (status, value) = match take_pending(run.vcpu) {
                     Some(key) => (Status::OK, key),
                     None if time::tsc() >= deadline => (Status::TIMED_OUT, 0),
@@ -362,23 +369,32 @@ impl<V: Vendor> Context<V> {
                 None => return Some(Stop::Halted),
             },
             Waiting::Device => {
-                let answer = run.vcpu.device.lock().answer.take();
-                let (Some(answer), Some(completion)) = (answer, self.completion) else {
+                let Some(answer) = run.vcpu.device.lock().answer.take() else {
                     return Some(Stop::Blocked(u64::MAX));
                 };
-                match exit::complete(self, run, completion, answer) {
+                match exit::complete(self, run, answer) {
                     Next::End => return Some(Stop::Ended),
                     // The instruction has another access to make.
-                    Next::Wait => return self.go_on(run),
+                    Next::Wait => return self.wait_here(run),
                     Next::Resume | Next::Yield => {}
                 }
             }
         }
         self.waiting = Waiting::Nothing;
         match self.deliver_interrupt(run.vcpu) {
-            Next::Wait => self.go_on(run),
+            Next::Wait => self.wait_here(run),
             _ => None,
         }
+    }
+
+    /// It has just begun to wait: why it stops, if it does. What it waits for may be there already, but if it has passed the CPU on
+    /// to another, that has it now. Attached.
+    fn wait_here(&mut self, run: &mut Run<'_, V>) -> Option<Stop> {
+        let stop = self.go_on(run);
+        if stop.is_none() && self.domain.kernel.sched.has_passed(run.cpu) {
+            return Some(Stop::Yielded);
+        }
+        stop
     }
 
     /// What HLT waits for: an interrupt that it takes, or an NMI; `None`: there is one.
@@ -402,7 +418,7 @@ impl<V: Vendor> Context<V> {
             return self.go_on(run);
         }
         match self.deliver_interrupt(run.vcpu) {
-            Next::Wait => self.go_on(run),
+            Next::Wait => self.wait_here(run),
             _ => None,
         }
     }
@@ -509,6 +525,11 @@ impl<V: Vendor> Context<V> {
         now.saturating_add(deadline.saturating_sub(guest))
     }
 
+    /// It runs until this value of the TSC at most.
+    pub const fn begin_slice(&mut self, end: u64) {
+        self.slice_end = end;
+    }
+
     /// Bounds its run: a value of the TSC. Attached.
     pub fn set_deadline(&mut self, hardware: &mut V::Cpu, deadline: u64) {
         self.slice_end = deadline;
@@ -576,12 +597,13 @@ impl<V: Vendor> Context<V> {
 
     #[inline(never)]
     fn deliver_pending(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
-        if self.apic.is_some() && vcpu.requests.has_init() {
+        let signalled = vcpu.requests.has_signals();
+        if signalled && self.apic.is_some() && vcpu.requests.has_init() {
             // It comes before all interrupts. Nobody prompts a vCPU to look at one that it has sent itself.
             return Next::Wait;
         }
         self.put_returned_interrupt(vcpu);
-        if vcpu.requests.has_nmi() && vcpu.requests.take_nmi() {
+        if signalled && vcpu.requests.has_nmi() && vcpu.requests.take_nmi() {
             // An NMI makes no triple fault: it waits for what is being delivered.
             let _ = self.hw.inject(Event::NMI);
         }
@@ -597,16 +619,18 @@ impl<V: Vendor> Context<V> {
         let Some(vector) = self.next_interrupt(vcpu) else {
             return self.ask_pic(vcpu);
         };
-        if self.hw.accepts_interrupt() && self.hw.inject(Event::external(vector)) {
+        if self.hw.inject_interrupt(vector) {
             match &mut self.apic {
                 Some(apic) => {
                     apic.accept(vector, &vcpu.requests);
+                    // It was the highest: all others wait for its end, which is looked at. Who raises a higher one prompts the vCPU.
+                    return Next::Resume;
                 }
                 None => {
                     vcpu.requests.take(vector);
                 }
             }
-            if self.next_interrupt(vcpu).is_none() {
+            if !vcpu.requests.has_interrupt() {
                 return Next::Resume;
             }
         }
@@ -668,15 +692,19 @@ impl<V: Vendor> Context<V> {
             match next {
                 Next::Resume => {}
                 Next::Yield => return Stop::Yielded,
-                // Whoever answers sooner than this CPU is left has it chosen again.
-                Next::Wait if matches!(self.waiting, Waiting::Device) => {
-                    return Stop::Blocked(u64::MAX);
-                }
-                Next::Wait => {
-                    if let Some(stop) = self.go_on(run) {
-                        return stop;
+                Next::Wait => match self.waiting {
+                    // Whoever answers sooner than this CPU is left has it chosen again.
+                    Waiting::Device => return Stop::Blocked(u64::MAX),
+                    Waiting::Event {
+                        deadline,
+                        passed: true,
+                    } => return Stop::Blocked(deadline),
+                    _ => {
+                        if let Some(stop) = self.wait_here(run) {
+                            return stop;
+                        }
                     }
-                }
+                },
                 Next::End => return Stop::Ended,
             }
         }

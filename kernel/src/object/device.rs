@@ -140,20 +140,18 @@ impl<V: Vendor> Claim<V> {
             device.sequence
         };
         let (page, at) = self.slot(vcpu).ok_or(Status::BAD_ADDRESS)?;
-        let head = [
+        let words = [
             self.tag,
             access.address,
             access.value,
             pair(access.size.into(), self.kind.number()),
             pair(access.write.into(), access.count),
+            // The data's first element reads 0; the rest may be what it is.
+            0,
         ];
-        page.store(at + offset_of!(Slot, tag), &head)?;
-        match access.data {
-            Some(data) => {
-                page.store::<DATA_WORDS>(at + offset_of!(Slot, data), &transmute!(data))?;
-            }
-            // The first element reads 0; the rest may be what it is.
-            None => page.store(at + offset_of!(Slot, data), &[0])?,
+        page.store(at + offset_of!(Slot, tag), &words)?;
+        if let Some(data) = access.data {
+            page.store::<DATA_WORDS>(at + offset_of!(Slot, data), &transmute!(data))?;
         }
         // The sequence last: who sees it sees the rest.
         page.store(at + offset_of!(Slot, sequence), &[sequence])?;
@@ -163,7 +161,7 @@ impl<V: Vendor> Claim<V> {
         };
         trace::record(Kind::DEVICE, vcpu.domain.number, vcpu.index, detail as u32);
         // The vCPU waits from now on, and leaves its CPU to whoever answers.
-        self.event.signal_and_leave();
+        self.event.signal_and_pass();
         Ok(())
     }
 

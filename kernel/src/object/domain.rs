@@ -484,6 +484,18 @@ impl<V: Vendor> Domain<V> {
         self.life.lock().vcpus.get(index as usize).cloned()
     }
 
+    /// The vCPU with this index, if there is one.
+    ///
+    /// # Errors
+    /// `WRONG_STATE` where the domain is destroyed.
+    pub fn living_vcpu(&self, index: u32) -> Result<Option<Ref<Vcpu<V>>>, Status> {
+        let life = self.life.lock();
+        if life.state == DomainState::DESTROYED {
+            return Err(Status::WRONG_STATE);
+        }
+        Ok(life.vcpus.get(index as usize).cloned())
+    }
+
     /// Where it is in its life.
     pub fn state(&self) -> DomainState {
         self.life.lock().state

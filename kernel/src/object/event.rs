@@ -71,6 +71,11 @@ impl<V: Vendor> EventQueue<V> {
         Ok(())
     }
 
+    /// Whether no event is pending.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     fn unbind(&mut self, event: &Ref<Event<V>>) {
         self.bound = self.bound.saturating_sub(1);
         self.pending.retain(|other| !other.is_same(event));
@@ -110,11 +115,11 @@ impl<V: Vendor> Ref<Event<V>> {
         }
     }
 
-    /// As [`Event::signal`], by a vCPU that is about to leave the calling CPU.
-    pub fn signal_and_leave(&self) {
+    /// As [`Event::signal`], by a vCPU that waits from now on.
+    pub fn signal_and_pass(&self) {
         let mut state = self.state.lock();
         if !core::mem::replace(&mut state.pending, true) {
-            self.tell(&mut state, Ref::<Vcpu<V>>::hand_over);
+            self.tell(&mut state, Ref::<Vcpu<V>>::pass);
         }
     }
 

@@ -146,7 +146,7 @@ impl<V: Vendor> Vcpu<V> {
 
     /// Whether an interrupt could come that wakes it from HLT.
     pub fn can_be_interrupted(&self) -> bool {
-        self.vectors.load(Ordering::Relaxed) != 0 || self.requests.highest().is_some()
+        self.vectors.load(Ordering::Relaxed) != 0 || self.requests.has_interrupt()
     }
 
     /// An event is bound to one of its vectors (1), or no longer (-1).
@@ -179,6 +179,11 @@ impl<V: Vendor> Ref<Vcpu<V>> {
         self.domain.kernel.sched.hand_over(self);
     }
 
+    /// As [`Self::wake`], by a vCPU that waits from now on.
+    pub fn pass(&self) {
+        self.domain.kernel.sched.pass(self);
+    }
+
     /// Makes an edge-triggered interrupt pending; a local APIC that is switched off ignores it.
     pub fn interrupt(&self, vector: u8) {
         let message = Message {
@@ -202,11 +207,11 @@ impl<V: Vendor> Ref<Vcpu<V>> {
         self.domain.kernel.sched.kick(self);
     }
 
-    /// Completes the device access that it waits for.
+    /// Completes the device access that it waits for, and wakes it so.
     ///
     /// # Errors
     /// `WRONG_STATE` where it waits for none.
-    pub fn complete(&self, value: u64) -> Result<(), Status> {
+    pub fn complete(&self, value: u64, wake: impl FnOnce(&Self)) -> Result<(), Status> {
         if self.is_over() {
             return Err(Status::WRONG_STATE);
         }
@@ -214,8 +219,7 @@ impl<V: Vendor> Ref<Vcpu<V>> {
         device.claim.take().ok_or(Status::WRONG_STATE)?;
         device.answer = Some(value);
         drop(device);
-        // Who has answered has most likely nothing else to do.
-        self.hand_over();
+        wake(self);
         Ok(())
     }
 

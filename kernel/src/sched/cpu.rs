@@ -26,13 +26,15 @@ enum Look {
 }
 
 /// A vCPU's turn on a CPU.
-struct Turn<V: Vendor> {
-    /// The place in the queue that it had.
-    place: Place<Ref<Vcpu<V>>>,
-    /// The TSC when it took the CPU.
-    start: u64,
-    /// The TSC when it has to leave it.
-    end: u64,
+pub(super) struct Turn<V: Vendor> {
+    /// The vCPU.
+    pub(super) vcpu: Ref<Vcpu<V>>,
+    /// Its weight, which is part of the CPU's load.
+    pub(super) weight: u64,
+    /// The TSC from which on the CPU's time is its.
+    pub(super) start: u64,
+    /// The TSC when it has to leave the CPU.
+    pub(super) end: u64,
 }
 
 /// How a vCPU has left a CPU.
@@ -43,6 +45,8 @@ struct Left {
     /// Somebody who was woken came first.
     gives_way: bool,
     rip: u64,
+    /// The TSC up to which the CPU's time was its.
+    end: u64,
 }
 
 impl<V: Vendor> Kernel<V> {
@@ -55,9 +59,12 @@ impl<V: Vendor> Kernel<V> {
         loop {
             cpu.watch.goes_on(time::tsc());
             self.look_around(state, hardware);
-            match self.sched.choose(state) {
-                Some(turn) => self.run_slice(state, &turn, hardware),
-                None => self.idle(state),
+            let mut next = self.sched.choose(state);
+            if next.is_none() {
+                self.idle(state);
+            }
+            while let Some(turn) = next {
+                next = self.run_slice(state, &turn, hardware);
             }
         }
     }
@@ -144,13 +151,18 @@ impl<V: Vendor> Kernel<V> {
         state.idle.store(false, Ordering::SeqCst);
     }
 
-    /// Runs a vCPU that was chosen, until it leaves the CPU.
-    fn run_slice(&'static self, state: &CpuState<V>, turn: &Turn<V>, hardware: &mut V::Cpu) {
-        let (vcpu, deadline) = (&turn.place.vcpu, turn.end);
+    /// Runs a vCPU that was chosen, until it leaves the CPU; whose turn it is then, if it has passed the CPU on.
+    fn run_slice(
+        &'static self,
+        state: &CpuState<V>,
+        turn: &Turn<V>,
+        hardware: &mut V::Cpu,
+    ) -> Option<Turn<V>> {
+        let (vcpu, deadline) = (&turn.vcpu, turn.end);
         let mut guard = vcpu.context.lock();
         let Some(context) = guard.as_deref_mut() else {
             // Only a domain that is over has given its contexts away, and that has no vCPU that is chosen.
-            return;
+            return None;
         };
         if context.clock.wants_steal_time() {
             let stolen = vcpu.entity.lock().info(turn.start).steal_ns;
@@ -178,10 +190,14 @@ impl<V: Vendor> Kernel<V> {
             cpu: state.cpu,
             hardware,
         };
-        self.set_timer(state, context, &mut run, deadline);
+        context.begin_slice(deadline);
         let (stop, gives_way) = match context.go_on(&mut run) {
             Some(stop) => (stop, false),
-            None => self.run_until(state, context, &mut run, deadline),
+            None => {
+                // Now that the timer of its APIC has been looked at: one that has expired would end the run at once.
+                self.set_timer(state, context, &mut run, deadline);
+                self.run_until(state, context, &mut run, deadline)
+            }
         };
         let rip = context.rip();
         let ending = (stop == Stop::Ended).then(|| {
@@ -197,7 +213,8 @@ impl<V: Vendor> Kernel<V> {
         }
         state.interruptible.store(false, Ordering::Relaxed);
         state.handed.store(0, Ordering::Relaxed);
-        state.load.fetch_sub(turn.place.weight, Ordering::Relaxed);
+        state.load.fetch_sub(turn.weight, Ordering::Relaxed);
+        let passed = state.next.lock().take();
         let entity = vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
         drop(guard);
@@ -206,8 +223,10 @@ impl<V: Vendor> Kernel<V> {
             ending,
             gives_way,
             rip,
+            end: passed.as_ref().map_or_else(time::tsc, |turn| turn.start),
         };
         self.leave(state, vcpu, entity, &left);
+        passed
     }
 
     /// Runs until something takes the CPU from the vCPU; whether that is somebody who was woken.
@@ -275,8 +294,8 @@ impl<V: Vendor> Kernel<V> {
             ending,
             gives_way,
             rip,
+            end: now,
         } = left;
-        let now = time::tsc();
         let units = &self.sched.units;
         let note = |kind| {
             let (domain, vcpu) = (vcpu.domain.number, vcpu.index);
@@ -288,12 +307,14 @@ impl<V: Vendor> Kernel<V> {
         vcpu.must_leave.store(false, Ordering::SeqCst);
         if entity.finished {
             entity.activity = Activity::Over;
+            self.sched.stop_timer(vcpu, &entity);
             drop(entity);
             vcpu.domain.vcpu_left(vcpu.index, rip);
             return;
         }
         if let Some(ending) = ending {
             entity.finished = true;
+            self.sched.stop_timer(vcpu, &entity);
             drop(entity);
             // It may have been ended meanwhile: then it has a reason.
             let _ = vcpu.domain.end(ending, vcpu.index, rip);
@@ -305,6 +326,7 @@ impl<V: Vendor> Kernel<V> {
                 note(Kind::BLOCK);
                 entity.activity = Activity::Blocked;
                 entity.halted = true;
+                self.sched.stop_timer(vcpu, &entity);
                 vcpu.domain.halted.fetch_add(1, Ordering::AcqRel);
                 drop(entity);
                 vcpu.domain.vcpu_halted(vcpu.index, rip);
@@ -313,8 +335,9 @@ impl<V: Vendor> Kernel<V> {
             Stop::Blocked(deadline) => {
                 note(Kind::BLOCK);
                 entity.activity = Activity::Blocked;
-                if deadline != u64::MAX {
-                    state.queue.lock().timers.add(deadline, vcpu.clone());
+                match deadline {
+                    u64::MAX => self.sched.stop_timer(vcpu, &entity),
+                    _ => state.queue.lock().timers.set(deadline, vcpu),
                 }
                 return;
             }
@@ -331,7 +354,7 @@ impl<V: Vendor> Kernel<V> {
         if let Some(until) = entity.capped_until(now, units) {
             note(Kind::CAPPED);
             entity.activity = Activity::Capped;
-            state.queue.lock().timers.add(until, vcpu.clone());
+            state.queue.lock().timers.set(until, vcpu);
             return;
         }
         let position = if entity.credit <= 0 {
@@ -384,7 +407,8 @@ impl<V: Vendor> Sched<V> {
             };
             if let Some(slice) = self.take(state, &place, boosted, now) {
                 return Some(Turn {
-                    place,
+                    vcpu: place.vcpu,
+                    weight: place.weight,
                     start: now,
                     end: now.saturating_add(slice),
                 });
@@ -415,9 +439,8 @@ impl<V: Vendor> Sched<V> {
         while entity.credit <= 0 {
             entity.next_turn(&self.units);
         }
-        entity.woken = false;
-        entity.change(Activity::Running, now);
-        entity.switches += 1;
+        entity.account(now);
+        entity.starts();
         state.interruptible.store(!boosted, Ordering::Relaxed);
         Some(entity.slice(now, &self.units))
     }
@@ -442,8 +465,7 @@ impl<V: Vendor> Sched<V> {
                     place.vcpu.index,
                     entity.cpu,
                 );
-                entity.cpu = state.cpu.id;
-                entity.migrations += 1;
+                self.move_to(state, &place.vcpu, &mut entity);
                 state.load.fetch_add(place.weight, Ordering::Relaxed);
                 drop(entity);
                 return Some(place);

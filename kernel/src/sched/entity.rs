@@ -175,9 +175,24 @@ impl Entity {
         }
         const _: () = assert!(Schedule::MAX_WEIGHT <= 1 << 15);
         // Nobody has been blocked for so long that it would matter.
-        let product = ticks.min(1 << 48) * self.weight();
+        let product = ticks.min(1 << 48).wrapping_mul(self.weight());
         let share = product / others.saturating_add(self.weight()).max(1);
-        self.credit = self.credit.saturating_add_unsigned(share).min(most);
+        self.credit += share.min(most.abs_diff(self.credit)) as i64;
+    }
+
+    /// Another CPU is the one for which it waits, or that it runs on.
+    #[inline]
+    pub fn goes_to(&mut self, cpu: u32) {
+        self.migrations += u64::from(self.switches != 0);
+        self.cpu = cpu;
+    }
+
+    /// It runs from the moment on up to which its time is accounted for.
+    #[inline]
+    pub const fn starts(&mut self) {
+        self.activity = Activity::Running;
+        self.woken = false;
+        self.switches += 1;
     }
 
     /// Another turn; whether it may run then.
@@ -188,8 +203,12 @@ impl Entity {
     }
 
     /// How long it may run from `now` on.
+    #[inline]
     pub fn slice(&mut self, now: u64, units: &Units) -> u64 {
         let turn = self.credit.max(0) as u64;
+        if self.schedule.cap == 0 {
+            return turn;
+        }
         match self.cap_left(now, units) {
             Some(left) => turn.min(left),
             None => turn,
@@ -197,6 +216,7 @@ impl Entity {
     }
 
     /// Ticks that its cap leaves it in this period; `None` without a cap.
+    #[inline(never)]
     fn cap_left(&mut self, now: u64, units: &Units) -> Option<u64> {
         if self.schedule.cap == 0 {
             return None;

@@ -27,6 +27,7 @@ pub use entity::{Activity, Entity, Units};
 pub use queue::Position;
 pub use timers::{NOWHERE, Waiter};
 
+use cpu::Turn;
 use queue::{Place, Queue};
 
 /// How long a vCPU that has handed its CPU over may go on before an idle CPU is asked to help, in microseconds.
@@ -60,7 +61,9 @@ pub struct Sched<V: Vendor> {
 struct CpuState<V: Vendor> {
     cpu: &'static Cpu,
     queue: Mutex<Queue<Ref<Vcpu<V>>>>,
-    /// The weights of those that are ready and of the one that runs.
+    /// Whom what runs has passed the CPU on to, past the queue.
+    next: Mutex<Option<Turn<V>>>,
+    /// The weights of those that are ready, of the one that runs and of the one that it has passed the CPU on to.
     load: AtomicU64,
     /// It halts, or is about to.
     idle: AtomicBool,
@@ -86,6 +89,7 @@ impl<V: Vendor> Sched<V> {
         let cpus = machine::cpus().iter().map(|&cpu| CpuState {
             cpu,
             queue: Mutex::new(Queue::new()),
+            next: Mutex::new(None),
             load: AtomicU64::new(0),
             idle: AtomicBool::new(false),
             interruptible: AtomicBool::new(false),
@@ -217,10 +221,7 @@ impl<V: Vendor> Sched<V> {
         position: Position,
     ) {
         entity.activity = Activity::Ready;
-        if target.cpu.id != entity.cpu {
-            entity.migrations += u64::from(entity.switches != 0);
-            entity.cpu = target.cpu.id;
-        }
+        self.move_to(target, vcpu, entity);
         entity.ticket = entity.ticket.wrapping_add(1);
         let place = Place {
             vcpu: vcpu.clone(),
@@ -261,6 +262,17 @@ impl<V: Vendor> Sched<V> {
             .fetch_sub(before - queue.weight(), Ordering::Relaxed);
     }
 
+    /// The CPU for which a vCPU waits, or that it runs on, is this one.
+    #[inline]
+    fn move_to(&self, target: &CpuState<V>, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity) {
+        if target.cpu.id != entity.cpu {
+            self.stop_timer(vcpu, entity);
+            entity.goes_to(target.cpu.id);
+        }
+    }
+
+    /// Takes a vCPU out of its CPU's timers. One that is woken stays there: mostly it waits for a time again soon, and another one
+    /// is easier to set than to add. One that is over must not, nor one that goes to another CPU.
     fn stop_timer(&self, vcpu: &Ref<Vcpu<V>>, entity: &Entity) {
         if vcpu.place() == NOWHERE {
             return;
@@ -288,13 +300,7 @@ impl<V: Vendor> Sched<V> {
         let mut entity = vcpu.entity.lock();
         match entity.activity {
             Activity::Running => entity.woken = true,
-            Activity::Blocked => {
-                let here = here.filter(|here| entity.pin().is_none_or(|pin| pin == here.cpu.id));
-                if let Some(here) = here {
-                    here.handed.store(now, Ordering::Relaxed);
-                }
-                self.unblock(vcpu, &mut entity, now, here);
-            }
+            Activity::Blocked => self.unblock(vcpu, &mut entity, now, here),
             _ => {}
         }
     }
@@ -327,6 +333,69 @@ impl<V: Vendor> Sched<V> {
         }
     }
 
+    /// As [`Sched::wake`], by a vCPU that waits from now on. What is woken takes the calling CPU over as soon as that is left, past the queue,
+    /// where it would be the first in that. The moment is its own from now on.
+    pub fn pass(&self, vcpu: &Ref<Vcpu<V>>) {
+        let now = time::tsc();
+        let mut entity = vcpu.entity.lock();
+        match entity.activity {
+            Activity::Running => entity.woken = true,
+            Activity::Blocked => {
+                self.end_wait(vcpu, &mut entity, now);
+                let here = self.state(machine::cpu().id);
+                let taken = here.is_some_and(|here| self.take_over(here, vcpu, &mut entity, now));
+                if !taken {
+                    self.place_woken(vcpu, &mut entity, now, here);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes one that has just been woken the next on the calling CPU, whose state this is, if it would be the first in the queue; whether
+    /// it is.
+    #[inline]
+    fn take_over(
+        &self,
+        here: &CpuState<V>,
+        vcpu: &Ref<Vcpu<V>>,
+        entity: &mut Entity,
+        now: u64,
+    ) -> bool {
+        // Two that pass the CPU to each other for ever must not keep it from what it does between two others.
+        let is_balanced =
+            now.saturating_sub(here.balanced.load(Ordering::Relaxed)) <= self.units.balance;
+        let is_first = is_balanced
+            && !entity.held
+            && entity.credit > 0
+            && entity.pin().is_none_or(|pin| pin == here.cpu.id)
+            && !here.queue.lock().has_boosted();
+        if !is_first {
+            return false;
+        }
+        let mut next = here.next.lock();
+        if next.is_some() {
+            return false;
+        }
+        self.move_to(here, vcpu, entity);
+        entity.starts();
+        let weight = entity.weight();
+        here.load.fetch_add(weight, Ordering::Relaxed);
+        *next = Some(Turn {
+            vcpu: vcpu.clone(),
+            weight,
+            start: now,
+            end: now.saturating_add(entity.slice(now, &self.units)),
+        });
+        true
+    }
+
+    /// Whether what runs on the calling CPU has passed it on.
+    pub fn has_passed(&self, me: &Cpu) -> bool {
+        self.state(me.id)
+            .is_some_and(|state| state.next.lock().is_some())
+    }
+
     fn unblock(
         &self,
         vcpu: &Ref<Vcpu<V>>,
@@ -334,7 +403,13 @@ impl<V: Vendor> Sched<V> {
         now: u64,
         target: Option<&CpuState<V>>,
     ) {
-        self.stop_timer(vcpu, entity);
+        self.end_wait(vcpu, entity, now);
+        self.place_woken(vcpu, entity, now, target);
+    }
+
+    /// What a blocked vCPU waits for has come: it is held until somebody says where it runs.
+    #[inline]
+    fn end_wait(&self, vcpu: &Ref<Vcpu<V>>, entity: &mut Entity, now: u64) {
         if core::mem::take(&mut entity.halted) {
             vcpu.domain.halted.fetch_sub(1, Ordering::AcqRel);
         }
@@ -343,17 +418,38 @@ impl<V: Vendor> Sched<V> {
             .map_or(0, |state| state.load.load(Ordering::Relaxed));
         let ticks = entity.change(Activity::Held, now);
         entity.earn(ticks, others, &self.units);
-        trace::record(Kind::WAKE, vcpu.domain.number, vcpu.index, entity.cpu);
-        if !entity.held {
-            let position = if entity.credit > 0 {
-                Position::Boosted
-            } else {
-                Position::Back
-            };
-            match target {
-                Some(target) => self.enqueue_at(target, vcpu, entity, position),
-                None => self.enqueue(vcpu, entity, position),
+    }
+
+    /// Makes one ready that was woken, if it is not held: on the calling CPU, if that is given and it may run there.
+    fn place_woken(
+        &self,
+        vcpu: &Ref<Vcpu<V>>,
+        entity: &mut Entity,
+        now: u64,
+        here: Option<&CpuState<V>>,
+    ) {
+        trace::record_at(
+            machine::cpu().id,
+            now,
+            Kind::WAKE,
+            vcpu.domain.number,
+            vcpu.index,
+            entity.cpu,
+        );
+        if entity.held {
+            return;
+        }
+        let position = if entity.credit > 0 {
+            Position::Boosted
+        } else {
+            Position::Back
+        };
+        match here.filter(|here| entity.pin().is_none_or(|pin| pin == here.cpu.id)) {
+            Some(here) => {
+                here.handed.store(now, Ordering::Relaxed);
+                self.enqueue_at(here, vcpu, entity, position);
             }
+            None => self.enqueue(vcpu, entity, position),
         }
     }
 
@@ -420,9 +516,9 @@ impl<V: Vendor> Sched<V> {
                 return false;
             }
             Activity::Ready => self.dequeue(vcpu, &entity),
-            Activity::Blocked | Activity::Capped => self.stop_timer(vcpu, &entity),
-            Activity::Held | Activity::Over => {}
+            Activity::Blocked | Activity::Capped | Activity::Held | Activity::Over => {}
         }
+        self.stop_timer(vcpu, &entity);
         entity.change(Activity::Over, time::tsc());
         true
     }

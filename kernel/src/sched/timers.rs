@@ -44,6 +44,23 @@ impl<T: Waiter> Timers<T> {
         self.rise(place);
     }
 
+    /// As [`Timers::add`], but it may be in this heap already: then its deadline is another one from now on.
+    pub fn set(&mut self, deadline: u64, waiter: &T)
+    where
+        T: Clone,
+    {
+        let place = waiter.place();
+        match self.0.get_mut(place) {
+            Some((old, _)) if *old == deadline => {}
+            Some((old, _)) => {
+                *old = deadline;
+                self.rise(place);
+                self.sink(waiter.place());
+            }
+            None => self.add(deadline, waiter.clone()),
+        }
+    }
+
     /// Takes out the earliest, if its deadline is not after `now`.
     pub fn take_due(&mut self, now: u64) -> Option<T> {
         if self.earliest()? > now {
@@ -138,12 +155,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_come_out_in_order(deadlines in prop::collection::vec(0u64..50, 0..60), taken in prop::collection::vec(any::<u8>(), 0..30)) {
+        fn they_come_out_in_order(
+            deadlines in prop::collection::vec(0u64..50, 0..60),
+            changed in prop::collection::vec((any::<u8>(), 0u64..50), 0..30),
+            taken in prop::collection::vec(any::<u8>(), 0..30),
+        ) {
             let mut timers = Timers::new();
             timers.reserve(deadlines.len()).unwrap();
             let mut all: Vec<_> = deadlines.into_iter().map(|deadline| (deadline, Rc::new(One(Cell::new(NOWHERE))))).collect();
             for (deadline, one) in &all {
-                timers.add(*deadline, one.clone());
+                timers.set(*deadline, one);
+            }
+            for (which, deadline) in changed {
+                let which = usize::from(which) % all.len().max(1);
+                if let Some((old, one)) = all.get_mut(which) {
+                    *old = deadline;
+                    timers.set(deadline, one);
+                }
             }
             for which in taken {
                 if all.is_empty() {
