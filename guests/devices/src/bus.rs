@@ -290,6 +290,12 @@ impl Ports {
         self.pic.as_mut().map_or(0xff, Pic::acknowledge)
     }
 
+    /// Whether COM1 has sent any bytes since the last call of [`Self::take_output`].
+    #[inline]
+    pub fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
     /// The bytes that COM1 has sent since the last call: the first [`MOST_OUTPUT`] of them, for an owner that does not listen.
     pub fn take_output(&mut self) -> Vec<u8> {
         core::mem::take(&mut self.output)

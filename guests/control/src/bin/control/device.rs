@@ -272,7 +272,11 @@ impl Devices {
         };
         let edges = ports.take_edges();
         let intr = ports.has_intr();
-        for (lines, level) in [(edges.lowered, false), (edges.raised, true)] {
+        // Most accesses move none.
+        let moved = [(edges.lowered, false), (edges.raised, true)]
+            .into_iter()
+            .filter(|_| edges.lowered | edges.raised != 0);
+        for (lines, level) in moved {
             let mut gsis = bus::gsis(lines);
             while gsis != 0 {
                 let _ = self.domain.set_line(gsis.trailing_zeros(), level);
@@ -303,11 +307,16 @@ impl Devices {
 
     /// What the domain wrote to its consoles.
     pub fn take_output(&mut self) -> Vec<u8> {
-        let mut output = core::mem::take(&mut self.output);
-        if let Some(ports) = &mut self.ports {
-            output.append(&mut ports.take_output());
+        // After most accesses there is nothing.
+        match &mut self.ports {
+            Some(ports) if ports.has_output() => {
+                let mut output = core::mem::take(&mut self.output);
+                output.append(&mut ports.take_output());
+                output
+            }
+            _ if self.output.is_empty() => Vec::new(),
+            _ => core::mem::take(&mut self.output),
         }
-        output
     }
 
     /// What the domain wants of its machine. Its vCPUs wait from then on: it has to be ended.
