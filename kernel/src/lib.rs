@@ -28,11 +28,14 @@ pub mod intc;
 pub mod launch;
 pub mod log;
 pub mod mem;
+#[cfg(test)]
+mod models;
 pub mod object;
 pub mod root;
 pub mod rules;
 pub mod sched;
 pub mod selftest;
+pub mod sync;
 pub mod trace;
 pub mod virt;
 

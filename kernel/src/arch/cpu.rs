@@ -16,7 +16,9 @@ use super::watchdog::Watch;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use crate::sync::atomic::AtomicU32;
 
 /// [`Cpu::pending`]: the scheduler should choose anew.
 pub const PENDING_RESCHEDULE: u32 = 1 << 0;
@@ -109,7 +111,7 @@ impl Cpu {
     }
 
     /// Data for another CPU, on the heap for good.
-    pub(super) fn leaked(id: u32) -> &'static Self {
+    pub(crate) fn leaked(id: u32) -> &'static Self {
         Box::leak(Box::new(Self::new(id)))
     }
 
@@ -118,7 +120,7 @@ impl Cpu {
         self.apic_id.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_apic_id(&self, id: u32) {
+    pub(crate) fn set_apic_id(&self, id: u32) {
         self.apic_id.store(id, Ordering::Relaxed);
     }
 

@@ -4,13 +4,12 @@
 //! exit; who finds it raised already need not, for somebody else does. All accesses are sequentially consistent: a vCPU says
 //! that it sleeps and then looks here, a sender raises and then looks whether it sleeps, and one of them sees the other.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
-
 use bitfield_struct::bitfield;
 
 use super::FIRST_VECTOR;
 use super::message::{Delivery, Destination, Message};
 use super::vectors::{half, highest, place};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// How an APIC is to be addressed.
 #[bitfield(u32)]

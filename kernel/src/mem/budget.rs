@@ -3,11 +3,10 @@
 //! A domain's budget is taken from that of the domain that makes it. Whatever the kernel allocates on a domain's behalf
 //! holds a [`Charge`], which gives back when it is dropped.
 
-use spin::Mutex;
-
 use plinth_abi::Status;
 
 use super::shared::Ref;
+use crate::sync::Mutex;
 
 /// Amounts of what is budgeted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

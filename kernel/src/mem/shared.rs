@@ -10,8 +10,8 @@ use alloc::boxed::Box;
 use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::virt::OutOfMemory;
 
 /// `Box::new`, but fallible.

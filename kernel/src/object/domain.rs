@@ -2,12 +2,10 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use plinth_abi::call::watch;
 use plinth_abi::domain::{NAME, platform};
 use plinth_abi::{DomainConfig, DomainInfo, DomainState, Handle, Reason, Status};
-use spin::Mutex;
 
 use super::{
     Access, Claim, ClaimKind, Console, Ending, Entry, Event, HandleTable, Kernel, Pc, Space, Vcpu,
@@ -16,6 +14,8 @@ use crate::log;
 use crate::mem::guest::GuestMemoryError;
 use crate::mem::{Amounts, Budget, Charge, Gpa, Hpa, Ref, reaper};
 use crate::rules::cpuid::CpuidTable;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
 
@@ -139,13 +139,29 @@ impl<V: Vendor> Domain<V> {
         budget: Ref<Budget>,
         logs: bool,
     ) -> Result<Ref<Self>, Status> {
+        Self::with_space_of(kernel, number, name, config, budget, logs, |budget| {
+            let space = Space::new(number, budget);
+            space.map(Some).ok_or(Status::NO_MEMORY)
+        })
+    }
+
+    /// As [`Domain::new`], with the address space that `space` makes.
+    pub(crate) fn with_space_of(
+        kernel: &'static Kernel<V>,
+        number: u32,
+        name: &str,
+        config: &DomainConfig,
+        budget: Ref<Budget>,
+        logs: bool,
+        space: impl FnOnce(&Ref<Budget>) -> Result<Option<Space<V::Format>>, Status>,
+    ) -> Result<Ref<Self>, Status> {
         let charge = Charge::new(&budget, Amounts::heap(Self::COST))?;
         let handles_charge = Charge::new(&budget, Amounts::default())?;
         let hardware = V::new_domain().map_err(|_| Status::NO_MEMORY)?;
         let is_pc = config.platform & platform::PC != 0;
         let cpuid = kernel.cpuid(config.vcpus, is_pc)?;
-        let space = Space::new(number, &budget).ok_or(Status::NO_MEMORY)?;
-        let nested_root = space.root();
+        let space = space(&budget)?;
+        let nested_root = space.as_ref().map(Space::root).unwrap_or_default();
         let mut kept = heapless::String::new();
         // The name is at most that long.
         let _ = kept.push_str(name);
@@ -168,7 +184,7 @@ impl<V: Vendor> Domain<V> {
             name: kept,
             hardware,
             nested_root,
-            space: Mutex::new(Some(space)),
+            space: Mutex::new(space),
             handles: Mutex::new(Handles {
                 table: HandleTable::new(config.handles),
                 charge: handles_charge,

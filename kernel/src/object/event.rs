@@ -6,10 +6,10 @@
 use alloc::collections::VecDeque;
 
 use plinth_abi::Status;
-use spin::Mutex;
 
 use super::Vcpu;
 use crate::mem::{Charge, Ref};
+use crate::sync::Mutex;
 use crate::virt::Vendor;
 
 /// Events that can be bound to one vCPU: changes of a binding look at all that are pending.

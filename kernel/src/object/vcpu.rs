@@ -1,16 +1,16 @@
 //! A vCPU as others see it: the object that handles name. What runs is its [`Context`].
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use plinth_abi::{Status, VcpuInfo};
-use spin::{Mutex, MutexGuard};
 
 use super::{Context, Domain, EventQueue, Kernel};
 use crate::arch::time;
 use crate::intc::{Delivery, Destination, Message, Requests};
 use crate::mem::{Amounts, Charge, Ref, try_box};
 use crate::sched::{Activity, Entity, NOWHERE, Waiter};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::trace::Counters;
 use crate::virt::Vendor;
 
@@ -91,6 +91,18 @@ impl<V: Vendor> Vcpu<V> {
     /// # Errors
     /// `OVER_BUDGET`, `NO_MEMORY`.
     pub fn new(domain: &Ref<Domain<V>>, index: u32) -> Result<Ref<Self>, Status> {
+        Self::with_context(domain, index, |requests| {
+            let context = Context::new(domain, index, requests)?;
+            try_box(context).map(Some).map_err(|_| Status::NO_MEMORY)
+        })
+    }
+
+    /// A new vCPU, held, and its context as `context` makes it.
+    pub(crate) fn with_context(
+        domain: &Ref<Domain<V>>,
+        index: u32,
+        context: impl FnOnce(&Requests) -> Result<Option<Box<Context<V>>>, Status>,
+    ) -> Result<Ref<Self>, Status> {
         let sched = &domain.kernel.sched;
         let amounts = Amounts {
             heap: Self::cost(sched.cpus()),
@@ -99,13 +111,12 @@ impl<V: Vendor> Vcpu<V> {
         let charge = Charge::new(&domain.budget, amounts)?;
         let admission = Admission::new(domain.kernel)?;
         let requests = Requests::new(index);
-        let context = Context::new(domain, index, &requests)?;
-        let context = try_box(context).map_err(|_| Status::NO_MEMORY)?;
+        let context = context(&requests)?;
         Ref::new(Self {
             domain: domain.clone(),
             index,
             entity: Mutex::new(Entity::new(time::tsc())),
-            context: Mutex::new(Some(context)),
+            context: Mutex::new(context),
             events: Mutex::default(),
             device: Mutex::default(),
             requests,

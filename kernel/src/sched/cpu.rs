@@ -1,16 +1,18 @@
 //! A CPU's life: choose, run, look at what is pending, choose again; halt where there is nothing to do.
 
-use core::sync::atomic::Ordering;
+#[cfg(test)]
+mod model;
 
-use spin::MutexGuard;
+use alloc::boxed::Box;
 
-use super::{Activity, CpuState, Entity, Place, Position, Sched};
+use super::{Activity, CpuState, Entity, Place, Position, Sched, irq, speculation, time, trap};
 use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_IRQ, PENDING_NMI};
-use crate::arch::{irq, speculation, time, trap};
 use crate::mem::{Ref, reaper};
 use crate::object::{Context, Ending, Kernel, Run, Stop, Vcpu};
 use crate::root;
 use crate::selftest;
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
 
@@ -45,8 +47,6 @@ struct Left {
     /// Somebody who was woken came first.
     gives_way: bool,
     rip: u64,
-    /// The TSC up to which the CPU's time was its.
-    end: u64,
 }
 
 impl<V: Vendor> Kernel<V> {
@@ -176,14 +176,7 @@ impl<V: Vendor> Kernel<V> {
             vcpu.index,
             state.cpu.id,
         );
-        state
-            .domain
-            .store(vcpu.domain.number.into(), Ordering::SeqCst);
-        // After the domain is known: who changes its tables waits for this CPU, or has changed the epoch before.
-        self.sched.flush(state, hardware);
-        if speculation::parts_domains() {
-            state.part_domains(vcpu.domain.number);
-        }
+        self.enter_domain(state, vcpu, hardware);
         context.attach(hardware);
         let mut run = Run {
             vcpu,
@@ -211,21 +204,47 @@ impl<V: Vendor> Kernel<V> {
             // One that leaves by itself is off its CPU often enough for its own to be read.
             *vcpu.exits.lock() = context.counters.clone();
         }
-        state.interruptible.store(false, Ordering::Relaxed);
-        state.handed.store(0, Ordering::Relaxed);
-        state.load.fetch_sub(turn.weight, Ordering::Relaxed);
-        let passed = state.next.lock().take();
-        let entity = vcpu.entity.lock();
-        // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
-        drop(guard);
         let left = Left {
             stop,
             ending,
             gives_way,
             rip,
-            end: passed.as_ref().map_or_else(time::tsc, |turn| turn.start),
         };
-        self.leave(state, vcpu, entity, &left);
+        self.give_up(state, turn, guard, &left)
+    }
+
+    /// Notes that the CPU runs a vCPU of this one's domain, and flushes what it may still know of nested tables that have changed.
+    #[inline(always)]
+    fn enter_domain(&self, state: &CpuState<V>, vcpu: &Vcpu<V>, hardware: &mut V::Cpu) {
+        state
+            .domain
+            .store(vcpu.domain.number.into(), Ordering::SeqCst);
+        // After the domain is known: who changes its tables waits for this CPU, or has changed the epoch before.
+        self.sched.flush(state, hardware);
+        if speculation::parts_domains() {
+            state.part_domains(vcpu.domain.number);
+        }
+    }
+
+    /// The vCPU whose turn it was has been detached: it gives up the CPU and its context. Whose turn it is then, if it has passed the CPU
+    /// on.
+    #[inline(always)]
+    fn give_up(
+        &'static self,
+        state: &CpuState<V>,
+        turn: &Turn<V>,
+        context: MutexGuard<'_, Option<Box<Context<V>>>>,
+        left: &Left,
+    ) -> Option<Turn<V>> {
+        state.interruptible.store(false, Ordering::Relaxed);
+        state.handed.store(0, Ordering::Relaxed);
+        state.load.fetch_sub(turn.weight, Ordering::Relaxed);
+        let passed = state.next.lock().take();
+        let end = passed.as_ref().map_or_else(time::tsc, |turn| turn.start);
+        let entity = turn.vcpu.entity.lock();
+        // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
+        drop(context);
+        self.leave(state, &turn.vcpu, entity, left, end);
         passed
     }
 
@@ -281,20 +300,20 @@ impl<V: Vendor> Kernel<V> {
         context.set_deadline(run.hardware, deadline.min(earliest));
     }
 
-    /// A vCPU has left the CPU: what it does next.
+    /// A vCPU has left the CPU, whose time was its up to `now`: what it does next.
     fn leave(
         &'static self,
         state: &CpuState<V>,
         vcpu: &Ref<Vcpu<V>>,
         mut entity: MutexGuard<'_, Entity>,
         left: &Left,
+        now: u64,
     ) {
         let &Left {
             stop,
             ending,
             gives_way,
             rip,
-            end: now,
         } = left;
         let units = &self.sched.units;
         let note = |kind| {

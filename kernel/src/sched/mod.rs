@@ -11,17 +11,22 @@ mod queue;
 mod timers;
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use plinth_abi::{Schedule, Status};
-use spin::Mutex;
 
-use crate::arch::cpu::{self as machine, Cpu, PENDING_FLUSH, PENDING_RESCHEDULE};
-use crate::arch::{apic, time, watchdog};
+use crate::arch::cpu::{Cpu, PENDING_FLUSH, PENDING_RESCHEDULE};
 use crate::mem::Ref;
 use crate::object::Vcpu;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, spin_loop};
 use crate::trace::{self, Kind};
 use crate::virt::Vendor;
+
+// In the host's tests the machine is that of a model: its CPUs are threads.
+#[cfg(not(test))]
+use crate::arch::{apic, cpu as machine, irq, speculation, time, trap, watchdog};
+#[cfg(test)]
+use crate::models::machine::{self, apic, irq, speculation, time, trap, watchdog};
 
 pub use entity::{Activity, Entity, Units};
 pub use queue::Position;
@@ -617,7 +622,7 @@ impl<V: Vendor> Sched<V> {
                     watchdog::look_at(state.cpu, now);
                     patience = now + time::ticks_of_us(PATIENCE_US);
                 }
-                core::hint::spin_loop();
+                spin_loop();
             }
         }
     }
