@@ -80,3 +80,30 @@ fn an_end_and_a_signal_leave_nothing() {
         assert_eq!(event.count(), 1, "a queue has it still");
     });
 }
+
+/// A signal is taken once, by whom the event is bound to then.
+#[test]
+fn a_signal_is_taken_once_whatever_is_bound_meanwhile() {
+    for same in [false, true] {
+        check_within(3, move || {
+            let world = World::new(1);
+            let domain = world.domain(2);
+            let [first, second] = [0, 1].map(|index| domain.vcpu(index).unwrap());
+            let event = world.event();
+            event.bind(&first, 1).unwrap();
+            let (also, other) = (
+                event.clone(),
+                if same { first.clone() } else { second.clone() },
+            );
+            let binds = spawn(move || also.bind(&other, 2).unwrap());
+            let also = event.clone();
+            let signals = spawn(move || also.signal());
+            let mut got: Vec<_> = take_pending(&first).into_iter().collect();
+            join(binds);
+            join(signals);
+            got.extend(take_pending(&first));
+            got.extend(take_pending(&second));
+            assert!(matches!(*got, [1 | 2]), "{got:?}");
+        });
+    }
+}

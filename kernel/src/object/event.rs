@@ -24,6 +24,8 @@ pub struct Event<V: Vendor> {
 struct State<V: Vendor> {
     pending: bool,
     binding: Binding<V>,
+    /// Counts its bindings to a `WAIT`.
+    bindings: u64,
 }
 
 /// Whom an event tells.
@@ -35,9 +37,16 @@ enum Binding<V: Vendor> {
     Vector(Ref<Vcpu<V>>, u8),
 }
 
+/// An event's place in a queue.
+pub struct Pending<V: Vendor> {
+    event: Ref<Event<V>>,
+    /// The binding by which it got there. With another one it has another place.
+    binding: u64,
+}
+
 /// The events that are pending for a vCPU's `WAIT`, in the order of their signals.
 pub struct EventQueue<V: Vendor> {
-    pending: VecDeque<Ref<Event<V>>>,
+    pending: VecDeque<Pending<V>>,
     /// Events bound to the vCPU: so many may become pending.
     bound: usize,
     /// The vCPU is over: nothing more is taken.
@@ -78,13 +87,13 @@ impl<V: Vendor> EventQueue<V> {
 
     fn unbind(&mut self, event: &Ref<Event<V>>) {
         self.bound = self.bound.saturating_sub(1);
-        self.pending.retain(|other| !other.is_same(event));
+        self.pending.retain(|other| !other.event.is_same(event));
     }
 
     /// Nothing is waited for any more. What was pending is to be dropped when the queue's lock is not held: the last pointer to an event
     /// takes it.
     #[must_use]
-    pub fn close(&mut self) -> VecDeque<Ref<Event<V>>> {
+    pub fn close(&mut self) -> VecDeque<Pending<V>> {
         self.closed = true;
         core::mem::take(&mut self.pending)
     }
@@ -92,7 +101,7 @@ impl<V: Vendor> EventQueue<V> {
 
 impl<V: Vendor> Event<V> {
     /// What one costs in kernel heap, with its place in a queue.
-    pub const COST: u64 = Ref::<Self>::COST + 2 * size_of::<Ref<Self>>() as u64;
+    pub const COST: u64 = Ref::<Self>::COST + 2 * size_of::<Pending<V>>() as u64;
 
     /// An event that is not pending and tells nobody.
     pub const fn new(charge: Charge) -> Self {
@@ -100,6 +109,7 @@ impl<V: Vendor> Event<V> {
             state: Mutex::new(State {
                 pending: false,
                 binding: Binding::Nobody,
+                bindings: 0,
             }),
             _charge: charge,
         }
@@ -135,7 +145,10 @@ impl<V: Vendor> Ref<Event<V>> {
                     return;
                 }
                 // There is room: `EventQueue::bind` made it.
-                queue.pending.push_back(self.clone());
+                queue.pending.push_back(Pending {
+                    event: self.clone(),
+                    binding: state.bindings,
+                });
                 drop(queue);
                 wake(vcpu);
             }
@@ -155,6 +168,7 @@ impl<V: Vendor> Ref<Event<V>> {
         vcpu.events.lock().bind()?;
         self.loosen(&mut state);
         state.binding = Binding::Wait(vcpu.clone(), key);
+        state.bindings += 1;
         if state.pending {
             self.tell(&mut state, Ref::<Vcpu<V>>::wake);
         }
@@ -218,10 +232,11 @@ impl<V: Vendor> Drop for Event<V> {
 /// Takes the event that has been pending longest for this vCPU: its key.
 pub fn take_pending<V: Vendor>(vcpu: &Ref<Vcpu<V>>) -> Option<u64> {
     loop {
-        let event = vcpu.events.lock().pending.pop_front()?;
+        let Pending { event, binding } = vcpu.events.lock().pending.pop_front()?;
         let mut state = event.state.lock();
-        if let Binding::Wait(bound, key) = &state.binding
-            && bound.is_same(vcpu)
+        // It may have been bound anew meanwhile, to this vCPU even: then it is pending by that binding.
+        if state.bindings == binding
+            && let Binding::Wait(_, key) = &state.binding
         {
             let key = *key;
             state.pending = false;
