@@ -166,6 +166,28 @@ fn whoever_takes_a_vcpu_has_it_alone() {
     }
 }
 
+/// Who is woken gets the CPU of one that never leaves it by itself. One that was told before it blocked takes turns.
+#[test]
+fn who_is_woken_gets_a_cpu() {
+    check_within(2, || {
+        let world = World::new(1);
+        let domain = world.running(2);
+        let cpu = world.start(0, |vcpu, _| {
+            if vcpu.index != 0 {
+                return machine::run_guest().then_some(Stop::Pending);
+            }
+            vcpu.requests.take(0x30);
+            Some(Stop::Blocked(u64::MAX))
+        });
+        let vcpu = domain.vcpu(0).unwrap();
+        vcpu.interrupt(0x30);
+        world.come_to_rest(vec![cpu]);
+        let activity = vcpu.entity.lock().activity;
+        let taken = vcpu.requests.highest().is_none();
+        assert!(taken || activity == Activity::Ready, "{activity:?}");
+    });
+}
+
 /// One vCPU hands its CPU to another, which is at rest, about to be, or on another CPU.
 #[test]
 fn what_is_handed_over_is_run() {

@@ -410,9 +410,12 @@ impl<V: Vendor> Sched<V> {
             now = time::tsc();
         }
         loop {
-            let (boosted, next) = {
+            let next = {
                 let mut queue = state.queue.lock();
-                (queue.has_boosted(), queue.next())
+                // Who is woken from here on finds that out, and interrupts what runs then.
+                let woken = queue.has_boosted();
+                state.interruptible.store(!woken, Ordering::Relaxed);
+                queue.next()
             };
             // What is taken from another CPU runs at once. By way of this CPU's queue the other one, which has nothing to do now,
             // could take it back before it ran, and so on for ever.
@@ -424,7 +427,7 @@ impl<V: Vendor> Sched<V> {
                     place
                 }
             };
-            if let Some(slice) = self.take(state, &place, boosted, now) {
+            if let Some(slice) = self.take(state, &place, now) {
                 return Some(Turn {
                     vcpu: place.vcpu,
                     weight: place.weight,
@@ -436,13 +439,7 @@ impl<V: Vendor> Sched<V> {
     }
 
     /// Makes the vCPU of a place run here; how long it may. Not, if the place is out of date or it has to wait for another turn.
-    fn take(
-        &self,
-        state: &CpuState<V>,
-        place: &Place<Ref<Vcpu<V>>>,
-        boosted: bool,
-        now: u64,
-    ) -> Option<u64> {
+    fn take(&self, state: &CpuState<V>, place: &Place<Ref<Vcpu<V>>>, now: u64) -> Option<u64> {
         let mut entity = place.vcpu.entity.lock();
         if entity.activity != Activity::Ready || entity.ticket != place.ticket {
             state.load.fetch_sub(place.weight, Ordering::Relaxed);
@@ -460,7 +457,6 @@ impl<V: Vendor> Sched<V> {
         }
         entity.account(now);
         entity.starts();
-        state.interruptible.store(!boosted, Ordering::Relaxed);
         Some(entity.slice(now, &self.units))
     }
 

@@ -72,7 +72,7 @@ struct CpuState<V: Vendor> {
     load: AtomicU64,
     /// It halts, or is about to.
     idle: AtomicBool,
-    /// The vCPU that it runs was not woken: one that is may take its place.
+    /// The vCPU that it runs, or is about to, was not woken: one that is may take its place.
     interruptible: AtomicBool,
     /// When what it runs has woken somebody for this CPU, and was expected to leave it to them; 0: it has not.
     handed: AtomicU64,

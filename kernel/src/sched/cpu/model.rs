@@ -99,6 +99,13 @@ impl Sched<Model> {
 
     /// Nothing happens any more: nobody waits for a CPU that has nothing to do, and the scheduler knows of each vCPU what it does.
     pub(crate) fn check_at_rest(&self, vcpus: &[Ref<Vcpu<Model>>]) {
+        for state in &self.cpus {
+            let waits = state.queue.lock().has_boosted();
+            assert!(
+                !waits || !state.interruptible.load(Relaxed),
+                "one that was woken waits for one that was not"
+            );
+        }
         let places: Vec<Vec<_>> = self
             .cpus
             .iter()
