@@ -53,7 +53,7 @@ fn signals_of_one_event_are_one_or_more() {
         let (got, cpu) = waiters(&world);
         let also = event.clone();
         let other = spawn(move || also.signal());
-        event.signal_and_leave();
+        event.signal_and_pass();
         join(other);
         world.come_to_rest(vec![cpu]);
         assert!(matches!(**got.lock().unwrap(), [7] | [7, 7]), "{got:?}");

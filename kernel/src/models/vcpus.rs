@@ -188,9 +188,9 @@ fn who_is_woken_gets_a_cpu() {
     });
 }
 
-/// One vCPU hands its CPU to another, which is at rest, about to be, or on another CPU.
+/// One vCPU passes its CPU to another, which is at rest, about to be, or on another CPU.
 #[test]
-fn what_is_handed_over_is_run() {
+fn who_a_cpu_is_passed_to_runs() {
     check_within(1, || {
         let world = World::new(2);
         let domain = world.running(2);
@@ -202,7 +202,7 @@ fn what_is_handed_over_is_run() {
             let (event, got) = (event.clone(), got.clone());
             world.start(cpu, move |vcpu, _| {
                 if vcpu.index == 0 {
-                    event.signal_and_leave();
+                    event.signal_and_pass();
                 } else {
                     got.lock().unwrap().extend(take_pending(vcpu));
                 }
@@ -213,6 +213,42 @@ fn what_is_handed_over_is_run() {
         world.come_to_rest(cpus);
         assert_eq!(*got.lock().unwrap(), [7]);
     });
+}
+
+/// The CPU that one vCPU passes to another is not lost where that is held, pinned elsewhere, or ended meanwhile.
+#[test]
+fn who_a_cpu_is_passed_to_may_have_to_leave_it() {
+    for change in 0..3 {
+        check_within(1, move || {
+            let world = World::new(1);
+            let domain = world.running(2);
+            let second = domain.vcpu(1).unwrap();
+            let event = world.event();
+            event.bind(&second, 7).unwrap();
+            let cpu = world.start(0, move |vcpu, _| {
+                if vcpu.index == 0 {
+                    event.signal_and_pass();
+                } else {
+                    let _ = take_pending(vcpu);
+                    return machine::run_guest().then_some(Stop::Pending);
+                }
+                Some(Stop::Blocked(u64::MAX))
+            });
+            match change {
+                0 => world.kernel.sched.hold(&second),
+                1 => domain.pause().unwrap(),
+                _ => domain.end(Ending::Killed, 0, 0).unwrap(),
+            }
+            world.come_to_rest(vec![cpu]);
+            let activity = second.entity.lock().activity;
+            let expected = if change == 2 {
+                Activity::Over
+            } else {
+                Activity::Held
+            };
+            assert_eq!(activity, expected);
+        });
+    }
 }
 
 /// Registers are read and written while no CPU has them, whoever runs the vCPU before and after.

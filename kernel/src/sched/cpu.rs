@@ -125,6 +125,8 @@ impl<V: Vendor> Kernel<V> {
             }
         }
         state.idle.store(true, Ordering::SeqCst);
+        // Who is woken tells it because it idles, and it need not be told twice.
+        state.interruptible.store(false, Ordering::Relaxed);
         let (empty, earliest) = {
             let queue = state.queue.lock();
             (queue.is_empty(), queue.timers.earliest())

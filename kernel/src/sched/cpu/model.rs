@@ -19,35 +19,36 @@ impl Kernel<Model> {
         machine::take_place(state.cpu);
         while !machine::is_over() {
             self.look_around(state, tlb);
-            match self.sched.choose(state) {
-                Some(turn) => {
-                    if !self.run_in_model(cpu, &turn, tlb, &mut guest) {
-                        return;
-                    }
+            let mut next = self.sched.choose(state);
+            if next.is_none() {
+                self.idle(state);
+            }
+            while let Some(turn) = next {
+                match self.run_in_model(cpu, &turn, tlb, &mut guest) {
+                    Some(passed) => next = passed,
+                    None => return,
                 }
-                None => self.idle(state),
             }
         }
     }
 
-    /// As [`Kernel::run_slice`]; false: it runs for ever.
+    /// As [`Kernel::run_slice`]; `None`: it runs for ever.
     fn run_in_model(
         &'static self,
         cpu: u32,
         turn: &Turn<Model>,
         tlb: &mut Tlb,
         guest: &mut impl FnMut(&Ref<Vcpu<Model>>, &mut Tlb) -> Option<Stop>,
-    ) -> bool {
+    ) -> Option<Option<Turn<Model>>> {
         let state = self.sched.state(cpu).unwrap();
-        let vcpu = &turn.place.vcpu;
+        let vcpu = &turn.vcpu;
         let address = core::ptr::from_ref::<Vcpu<Model>>(vcpu).addr();
         machine::begin_run(address);
         let context = vcpu.context.lock();
         self.enter_domain(state, vcpu, tlb);
         let (stop, gives_way) = loop {
-            match guest(vcpu, tlb) {
-                None => return false,
-                Some(Stop::Pending) => {
+            match guest(vcpu, tlb)? {
+                Stop::Pending => {
                     self.take_pending(state, tlb);
                     match self.look(state, vcpu) {
                         Look::Leave => break (Stop::SliceOver, false),
@@ -55,7 +56,7 @@ impl Kernel<Model> {
                         Look::GoOn => {}
                     }
                 }
-                Some(stop) => break (stop, false),
+                stop => break (stop, false),
             }
         };
         state.domain.store(0, SeqCst);
@@ -66,8 +67,7 @@ impl Kernel<Model> {
             gives_way,
             rip: 0,
         };
-        self.give_up(state, turn, context, &left);
-        true
+        Some(self.give_up(state, turn, context, &left))
     }
 }
 
@@ -146,16 +146,17 @@ impl Sched<Model> {
                 !entity.finished || activity == Activity::Over,
                 "{activity:?}"
             );
-            let waits = matches!(activity, Activity::Blocked | Activity::Capped);
             let timer = self.cpus[cpu].queue.lock().timers.take(vcpu);
             assert!(
-                waits || timer.is_none(),
-                "a timer for one that is {activity:?}"
+                activity != Activity::Over || timer.is_none(),
+                "a timer for one that is over"
             );
         }
         for (state, load) in self.cpus.iter().zip(loads) {
             let earliest = state.queue.lock().timers.earliest();
             assert_eq!(earliest, None, "a timer for nobody");
+            let passed = state.next.lock().is_some();
+            assert!(!passed, "a CPU that was passed on and is not taken over");
             assert_eq!(state.load.load(Relaxed), load, "the load");
         }
     }
