@@ -219,7 +219,7 @@ fn who_a_cpu_is_passed_to_runs() {
 #[test]
 fn who_a_cpu_is_passed_to_may_have_to_leave_it() {
     for change in 0..3 {
-        check_within(1, move || {
+        check_within(2, move || {
             let world = World::new(1);
             let domain = world.running(2);
             let second = domain.vcpu(1).unwrap();
