@@ -32,7 +32,7 @@ struct Entry {
 impl LengthCache {
     #[inline(always)]
     fn pair(rip: u64) -> usize {
-        (rip ^ rip >> 4 ^ rip >> 8) as usize % PAIRS
+        (rip as usize ^ (rip >> 4) as usize) % PAIRS
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@ use crate::virt::exit::Io;
 use crate::virt::{Vcpu as _, Vendor};
 
 /// Serves an access to a port.
+#[inline(always)]
 pub(super) fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, access: Io) -> Next {
     if access.string {
         return string::handle(vcpu, run, access);

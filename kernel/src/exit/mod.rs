@@ -85,14 +85,15 @@ pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit
 #[inline(never)]
 fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (Counter, Next) {
     match exit {
-        Exit::Host => (Counter::Host, Next::Resume),
-        Exit::Hypercall => (Counter::Hypercall, hypercall::handle(vcpu, run)),
-        Exit::Cpuid => (Counter::Cpuid, cpuid::handle(vcpu)),
-        Exit::Halt => (Counter::Halt, halt(vcpu)),
+        // The caller has served these.
+        Exit::Host
+        | Exit::Hypercall
+        | Exit::Cpuid
+        | Exit::Halt
+        | Exit::Io(_)
+        | Exit::ReadMsr
+        | Exit::WriteMsr => (Counter::Host, Next::Resume),
         Exit::Pause => (Counter::Pause, instruction::skip_and(vcpu, Next::Yield)),
-        Exit::Io(access) => (Counter::Io, io::handle(vcpu, run, access)),
-        Exit::ReadMsr => (Counter::Msr, msr::read(vcpu, run)),
-        Exit::WriteMsr => (Counter::Msr, msr::write(vcpu, run)),
         Exit::ControlRegister(access) => {
             (Counter::ControlRegister, control::handle(vcpu, run, access))
         }

@@ -332,7 +332,7 @@ impl SvmVcpu {
     }
 
     /// Of IN and OUT every CPU tells where the next instruction is (APM2 15.10.2).
-    #[inline(never)]
+    #[inline(always)]
     fn length_of_io(&self) -> Option<u8> {
         self.length_to(self.vmcb.control.exit_info2)
     }
