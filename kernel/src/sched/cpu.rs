@@ -59,12 +59,12 @@ impl<V: Vendor> Kernel<V> {
         loop {
             cpu.watch.goes_on(time::tsc());
             self.look_around(state, hardware);
-            let mut next = self.sched.choose(state);
-            if next.is_none() {
+            let Some(mut turn) = self.sched.choose(state) else {
                 self.idle(state);
-            }
-            while let Some(turn) = next {
-                next = self.run_slice(state, &turn, hardware);
+                continue;
+            };
+            while let Some(passed) = self.run_slice(state, &turn, hardware) {
+                turn = passed;
             }
         }
     }
@@ -239,9 +239,14 @@ impl<V: Vendor> Kernel<V> {
         left: &Left,
     ) -> Option<Turn<V>> {
         state.interruptible.store(false, Ordering::Relaxed);
-        state.handed.store(0, Ordering::Relaxed);
         state.load.fetch_sub(turn.weight, Ordering::Relaxed);
-        let passed = state.next.lock().take();
+        let passed = match state.handed.load(Ordering::Relaxed) {
+            0 => None,
+            _ => {
+                state.handed.store(0, Ordering::Relaxed);
+                state.next.lock().take()
+            }
+        };
         let end = passed.as_ref().map_or_else(time::tsc, |turn| turn.start);
         let entity = turn.vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.

@@ -74,7 +74,7 @@ struct CpuState<V: Vendor> {
     idle: AtomicBool,
     /// The vCPU that it runs, or is about to, was not woken: one that is may take its place.
     interruptible: AtomicBool,
-    /// When what it runs has woken somebody for this CPU, and was expected to leave it to them; 0: it has not.
+    /// When what it runs has woken somebody for this CPU, or passed that on, and was expected to leave it to them; 0: it has not.
     handed: AtomicU64,
     /// The number of the domain that it runs; 0: none.
     domain: AtomicU64,
@@ -324,7 +324,9 @@ impl<V: Vendor> Sched<V> {
     #[inline(never)]
     fn share_out(&self, state: &CpuState<V>) {
         let handed = state.handed.load(Ordering::Relaxed);
-        if time::tsc() < handed.saturating_add(time::ticks_of_us(HAND_OVER_US)) {
+        if state.next.lock().is_some()
+            || time::tsc() < handed.saturating_add(time::ticks_of_us(HAND_OVER_US))
+        {
             return;
         }
         state.handed.store(0, Ordering::Relaxed);
@@ -382,6 +384,7 @@ impl<V: Vendor> Sched<V> {
         if next.is_some() {
             return false;
         }
+        here.handed.store(now.max(1), Ordering::Relaxed);
         self.move_to(here, vcpu, entity);
         entity.starts();
         let weight = entity.weight();
