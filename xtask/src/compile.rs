@@ -160,7 +160,10 @@ fn programs(
 fn compile_c(workspace: &Workspace) -> Result<Vec<Guest>, BuildError> {
     let place = workspace.target.join("c");
     fs::create_dir_all(&place).map_err(|error| BuildError::Write(place.clone(), error))?;
-    let header = place.join(header::FILE);
+    // Another command may be building in this checkout: nobody sees a file that is half written.
+    let scratch =
+        tempfile::tempdir_in(&place).map_err(|error| BuildError::Write(place.clone(), error))?;
+    let header = scratch.path().join(header::FILE);
     fs::write(&header, header::text()).map_err(|error| BuildError::Write(header, error))?;
     let mut guests = Vec::new();
     for directory in &workspace.c_guests {
@@ -169,12 +172,14 @@ fn compile_c(workspace: &Workspace) -> Result<Vec<Guest>, BuildError> {
         };
         let step = Step::start(format!("building {name}, a guest in C"));
         let elf = place.join(name);
-        let mut command = c_compiler(&place);
+        let fresh = scratch.path().join(name);
+        let mut command = c_compiler(scratch.path());
         command.arg("-nostdlib").arg("-static").arg("-T");
         command.arg(workspace.root.join("guests/rt/guest.ld"));
-        command.arg("-Wl,--build-id=none").arg("-o").arg(&elf);
+        command.arg("-Wl,--build-id=none").arg("-o").arg(&fresh);
         command.arg(directory.join(C_SOURCE));
         progress::run(&mut command, &step, None)?;
+        fs::rename(&fresh, &elf).map_err(|error| BuildError::Write(elf.clone(), error))?;
         step.done("built");
         guests.push(Guest::new(name, elf, directory));
     }
