@@ -803,9 +803,11 @@ pub static ALL: &[Scenario] = &[
         ],
         ..DEFAULT
     },
-    // How the scheduler shares the CPUs, and what domains cost, 500 of them where there is memory for it.
+    // How the scheduler shares the CPUs, and what domains cost, 500 of them where there is memory for it. Nothing of that is SVM's on
+    // Bochs alone.
     Scenario {
         name: "measure",
+        machines: &[Kind::QemuSvm, Kind::BochsVmx],
         command_line: "root=measure",
         instruction_ns: Some(8),
         guests: Some(&[]),
