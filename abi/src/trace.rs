@@ -50,7 +50,7 @@ kinds! {
     YIELD = 3, "yield";
     /// It waits.
     BLOCK = 4, "block";
-    /// It waits no longer. `detail`: the CPU it goes to.
+    /// It waits no longer. `detail`: the CPU it goes to. One that takes the CPU over from whoever woke it has [`Kind::RUN`] alone.
     WAKE = 5, "wake";
     /// It was taken from another CPU. `detail`: from which.
     STEAL = 6, "steal";
