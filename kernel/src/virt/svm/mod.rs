@@ -1,6 +1,6 @@
 //! AMD's extension: SVM with nested paging (APM2 chapter 15).
 //!
-//! `vmcb`, `exit_code`, `validate`, `exits`, `events`, `registers`, `msrpm`, `features` and `dump` are free of hardware
+//! `vmcb`, `exit_code`, `validate`, `exits`, `events`, `shadow`, `registers`, `msrpm`, `features` and `dump` are free of hardware
 //! access; `frame` owns what the CPU works on, `enter` is the way into the guest, `vcpu` puts them together. Nothing here
 //! decides what a guest's exit means.
 
@@ -15,6 +15,7 @@ pub mod features;
 pub mod frame;
 pub mod msrpm;
 pub mod registers;
+pub mod shadow;
 pub mod validate;
 pub mod vcpu;
 pub mod vmcb;

@@ -18,6 +18,7 @@ use super::exits::{self, Outcome, Report};
 use super::features::{Features, Identity};
 use super::frame::Framed;
 use super::registers::{self, RFLAGS_FIXED, RFLAGS_IF};
+use super::shadow::Shadow;
 use super::validate::{self, efer};
 use super::vmcb::{
     CleanBits, EventInjection, Exceptions, Intercepts1, Intercepts2, Intercepts3, NestedControl,
@@ -72,8 +73,7 @@ pub struct SvmVcpu {
     tsc_aux: u64,
     /// SPEC_CTRL as the guest has set it. Writes exit, so this is the truth.
     spec_ctrl: u64,
-    /// RIP of the last exit, if that was in an interrupt shadow.
-    shadow_at: Option<u64>,
+    shadow: Shadow,
     /// The interrupt window opens again at the next exit.
     window_waits: bool,
     tag: Tag,
@@ -236,7 +236,7 @@ impl SvmVcpu {
             self.identity.features.contains(Features::DECODE_ASSISTS),
         );
         self.mend(report.code);
-        if self.forgot_shadow(report.code) {
+        if self.keep_shadow(report.code) {
             return Exit::Host;
         }
         let offer = self.take_back_offer().map(Event::external);
@@ -297,23 +297,21 @@ impl SvmVcpu {
         }
     }
 
-    /// Whether the window has opened at an instruction that was in an interrupt shadow at the entry. QEMU's VMRUN forgets the
-    /// shadow (APM2 15.21.5), and an interrupt would come between STI and HLT, which then waited for another. The guest gets
-    /// past the instruction first; a HLT exits, and others open the window again when they do.
-    fn forgot_shadow(&mut self, code: ExitCode) -> bool {
-        let rip = self.vmcb.save.rip;
-        let forgotten = code == ExitCode::VINTR && self.shadow_at == Some(rip);
-        let shadow = self.vmcb.control.interrupt_state.shadow();
-        self.shadow_at = shadow.then_some(rip);
+    /// Keeps the interrupt shadow; whether the window has opened in it. Then the guest gets past the instruction first: a HLT exits, and
+    /// others open the window again when they do.
+    fn keep_shadow(&mut self, code: ExitCode) -> bool {
+        let is_told = self.vmcb.control.interrupt_state.shadow();
+        let holds = self.shadow.at_exit(code, self.vmcb.save.rip, is_told);
+        self.vmcb.control.interrupt_state.set_shadow(holds);
         if core::mem::take(&mut self.window_waits) {
             self.set_window(true);
         }
-        if forgotten {
-            self.vmcb.control.interrupt_state.set_shadow(true);
+        let is_early = holds && code == ExitCode::VINTR;
+        if is_early {
             self.set_window(false);
             self.window_waits = true;
         }
-        forgotten
+        is_early
     }
 
     fn requeue(&mut self, event: Event) {
@@ -446,7 +444,7 @@ impl Vcpu<Svm> for SvmVcpu {
             forced_cr4: 0,
             tsc_aux: 0,
             spec_ctrl: 0,
-            shadow_at: None,
+            shadow: Shadow::default(),
             window_waits: false,
             tag: Tag::NONE,
             cpu: None,
@@ -496,7 +494,7 @@ impl Vcpu<Svm> for SvmVcpu {
         // maps it names, outlives its vCPUs.
         unsafe { enter::enter(&mut self.context) };
         self.context.gprs.rax = self.vmcb.save.rax;
-        if self.shadow_at.is_some() || self.window_waits {
+        if self.shadow.is_kept() || self.window_waits {
             return self.left();
         }
         // An instruction that exits interrupts no delivery and comes after a virtual interrupt, so neither is looked at.
@@ -716,6 +714,7 @@ impl Vcpu<Svm> for SvmVcpu {
             self.events = events;
             return Err(BadState(rule));
         }
+        self.shadow = Shadow::default();
         self.load_tsc_aux();
         Ok(())
     }
