@@ -61,7 +61,7 @@ const RUNS: [Run<'_>; 2] = [
     },
     Run {
         name: "pcbench",
-        command_line: "guests=pcbench",
+        command_line: "guests=pcbench apic=cpu",
         guests: &["pcbench"],
         memory: MEMORY,
         predictions: false,

@@ -50,6 +50,7 @@ use plinth_rt::abi::domain::{MAX_VCPUS, platform};
 use plinth_rt::abi::{DomainConfig, Handle};
 use plinth_rt::suite::{self, Test};
 use plinth_rt::{Outcome, println};
+use plinth_testkit::options::option;
 use plinth_testkit::{accounts, child, kit, warm, window};
 
 plinth_rt::entry!(main);
@@ -96,7 +97,13 @@ fn main() -> u64 {
         println!("the suite cannot begin: {why}");
         return STATUS_NOTHING_GIVEN;
     }
-    suite::run("conformance", &TESTS)
+    suite::run_some("conformance", &TESTS, is_wanted)
+}
+
+/// Whether the command line wants this test: `tests=` is how its name begins, `skip=` how it does not.
+fn is_wanted(name: &str) -> bool {
+    option("tests").is_none_or(|prefix| name.starts_with(prefix))
+        && option("skip").is_none_or(|prefix| !name.starts_with(prefix))
 }
 
 /// What the kernel keeps once it has been needed: besides what [`warm`] knows, CPUID of domains with so many vCPUs, and the binding of an

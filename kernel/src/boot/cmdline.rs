@@ -19,8 +19,10 @@ pub enum End {
 /// Who serves guests' local APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Apics {
-    /// The CPU, as far as it can.
+    /// The CPU, as far as it can, if it does so as the manual says.
     Auto,
+    /// The CPU, as far as it can.
+    Cpu,
     /// The kernel alone.
     Software,
 }
@@ -84,6 +86,7 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
         "apic" => {
             options.apic = match value {
                 "auto" => Apics::Auto,
+                "cpu" => Apics::Cpu,
                 "software" => Apics::Software,
                 _ => return None,
             }

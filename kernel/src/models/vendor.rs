@@ -144,6 +144,7 @@ impl Vcpu<Model> for NoVcpu {
         fn inject(&mut self, Event) -> bool;
         fn withdraw_interrupt(&mut self) -> Option<u8>;
         fn delivers_event(&self) -> bool;
+        fn ends_halt(&mut self) -> bool;
         fn accepts_interrupt(&self) -> bool;
         fn request_interrupt_window(&mut self);
         fn state(&self) -> VcpuState;

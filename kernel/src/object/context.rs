@@ -7,7 +7,7 @@ use plinth_abi::{Status, VcpuState};
 use super::{Access, ClaimKind, Clock, Domain, Ending, Now, Pc, Vcpu, take_pending};
 use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
-use crate::arch::{debug, fpu, time, trap};
+use crate::arch::{debug, errata, fpu, time, trap};
 use crate::boot::cmdline::{self, Apics};
 use crate::exit::{self, Completion, DecodeCache, LengthCache, Next};
 use crate::intc::{LocalApic, Mode, Requests};
@@ -398,8 +398,9 @@ impl<V: Vendor> Context<V> {
     }
 
     /// What HLT waits for: an interrupt that it takes, or an NMI; `None`: there is one.
-    fn halt(&self, vcpu: &Vcpu<V>) -> Option<Stop> {
-        if self.apic.is_some() && vcpu.requests.has_nmi() {
+    fn halt(&mut self, vcpu: &Vcpu<V>) -> Option<Stop> {
+        // An NMI may have been taken from the requests and not have got into the guest before its HLT.
+        if self.hw.ends_halt() || self.apic.is_some() && vcpu.requests.has_nmi() {
             return None;
         }
         // Only with interrupts on does one end HLT.
@@ -773,9 +774,14 @@ impl<V: Vendor> Context<V> {
     }
 }
 
-/// Whether the CPU keeps the local APICs of PCs: it can, and the command line does not forbid it.
+/// Whether the CPU keeps the local APICs of PCs: it can, and is to.
 pub fn keeps_apics<V: Vendor>() -> bool {
-    V::Vcpu::KEEPS_APIC && cmdline::options().apic == Apics::Auto && V::keeps_apics()
+    let is_wanted = || match cmdline::options().apic {
+        Apics::Auto => !errata::ignores_if(),
+        Apics::Cpu => true,
+        Apics::Software => false,
+    };
+    V::Vcpu::KEEPS_APIC && V::keeps_apics() && is_wanted()
 }
 
 /// Writes lines to the log, indented. What is longer than a line of registers is cut.

@@ -29,6 +29,7 @@ tests!("pc_cpus":
     from_xapic_to_x2apic,
     nmi_while_it_spins,
     nmi_while_it_halts,
+    nmis_at_any_moment,
     nmis_to_all_others,
     start_up,
     start_up_without_init,
@@ -471,6 +472,26 @@ fn nmi_while_it_halts() -> Outcome {
     pc.ends_with(0)?;
     pc.gave(1, &second)?;
     check_eq!(pc.word(counter(1, NMI_VECTOR))?, 1, "NMIs");
+    Ok(())
+}
+
+/// Between STI and HLT, too, where some CPUs take none.
+fn nmis_at_any_moment() -> Outcome {
+    const NMIS: usize = 30;
+    const CHILDREN: usize = 20;
+    let first: [Op; 2 * NMIS + 3] = core::array::from_fn(|index| match index {
+        0 => to_x2apic(),
+        1 => spin_until(ready(1), 1),
+        _ if index == 2 * NMIS + 2 => end(),
+        _ if index % 2 == 0 => send(1, NMI),
+        _ => spin_until(counter(1, NMI_VECTOR), (index / 2) as u64),
+    });
+    let second = [put(ready(1), 1), idle()];
+    for _ in 0..CHILDREN {
+        let pc = Pc::running(&[&first, &second])?;
+        pc.ends_with(0)?;
+        check_eq!(pc.word(counter(1, NMI_VECTOR))?, NMIS as u64, "NMIs");
+    }
     Ok(())
 }
 

@@ -33,6 +33,7 @@ tests!("pc_local":
     self_interrupt,
     self_interrupt_by_command,
     interrupts_wait_for_sti,
+    interrupts_wait_for_sti_beside_others,
     pending_and_in_service,
     higher_comes_first,
     lower_waits_for_the_end_of_a_higher,
@@ -400,6 +401,34 @@ fn interrupts_wait_for_sti() -> Outcome {
         end(),
     ]])?;
     pc.took(0, &[0x41, 0x41])
+}
+
+/// Nor does the attention that another's interrupt needs let one in that was pending before.
+fn interrupts_wait_for_sti_beside_others() -> Outcome {
+    let first = [
+        to_x2apic(),
+        enable(),
+        sti(),
+        cli(),
+        interrupt_self(0x41),
+        put(cell(0), 1),
+        ops::delay(2_000_000),
+        get(ops::interrupts(0)).gives(0),
+        spin_until(cell(1), 1),
+        get(ops::interrupts(0)).gives(0),
+        sti(),
+        spin_until(counter(0, 0x41), 1),
+        end(),
+    ];
+    let second = [
+        to_x2apic(),
+        enable(),
+        spin_until(cell(0), 1),
+        send(0, 0x52),
+        put(cell(1), 1),
+        ops::spin(),
+    ];
+    gives(&[&first, &second])?.took(0, &[0x52, 0x41])
 }
 
 /// IRR and ISR (SDM vol. 3 11.8.4).

@@ -65,6 +65,11 @@ impl Events {
         self.pending.is_some()
     }
 
+    /// Whether the next VMRUN delivers something to a guest that has just left its HLT behind.
+    pub const fn ends_halt(&self) -> bool {
+        self.pending.is_some() || self.nmi_waiting && !self.nmi_masked
+    }
+
     /// Whether an NMI waits for the end of the one before it.
     pub const fn nmi_waits(&self) -> bool {
         self.nmi_waiting
@@ -157,6 +162,20 @@ mod tests {
         assert!(events.inject(Event::NMI));
         assert_eq!(events.take(0), Some(Event::UD));
         assert_eq!(events.take(0), Some(Event::NMI));
+    }
+
+    #[test]
+    fn an_nmi_ends_a_halt_once_it_can_be_taken() {
+        let mut events = Events::default();
+        assert!(!events.ends_halt());
+        assert!(events.inject(Event::UD) && events.inject(Event::NMI));
+        assert_eq!(events.take(0x1000), Some(Event::UD));
+        assert!(events.ends_halt(), "it has waited for the exception only");
+        assert_eq!(events.take(0x1001), Some(Event::NMI));
+        assert!(events.inject(Event::NMI));
+        assert!(!events.ends_halt(), "its handler halts");
+        events.iret(0x1002);
+        assert!(events.ends_halt());
     }
 
     #[test]

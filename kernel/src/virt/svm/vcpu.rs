@@ -690,6 +690,10 @@ impl Vcpu<Svm> for SvmVcpu {
         self.events.is_pending()
     }
 
+    fn ends_halt(&mut self) -> bool {
+        self.events.ends_halt()
+    }
+
     fn accepts_interrupt(&self) -> bool {
         self.vmcb.save.rflags & RFLAGS_IF != 0
             && !self.vmcb.control.interrupt_state.shadow()

@@ -11,6 +11,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
+use bitflags::bitflags;
 use plinth_abi::{Segment, VcpuState};
 
 use super::apic;
@@ -71,6 +72,17 @@ const EOI_EXITS: [Field<W64, EoiExits>; 4] = [
 #[derive(Debug)]
 pub struct VmxVcpu(Box<Inner>);
 
+bitflags! {
+    /// What there is about a vCPU's NMIs.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Nmi: u8 {
+        /// One waits until the guest can take it.
+        const WAITS = 1;
+        /// One has been injected, and was not seen to have ended.
+        const IN_SERVICE = 1 << 1;
+    }
+}
+
 /// On the heap, because the VMCS holds the address of `area`.
 #[repr(C)]
 #[derive(Debug)]
@@ -99,8 +111,7 @@ pub(super) struct Inner {
     limits: Limits,
     cr0_required: u64,
     cr4_required: u64,
-    /// An NMI waits until the guest can take one.
-    nmi_waits: bool,
+    nmi: Nmi,
     /// The guest's [`SWITCHED`] MSRs, and how many this CPU has.
     msrs: [u64; SWITCHED.len()],
     switched: usize,
@@ -295,7 +306,7 @@ impl Inner {
         vmcs::GUEST_INTERRUPTIBILITY.write(Interruptibility::empty());
         vmcs::GUEST_PENDING_DEBUG.write(PendingDebug(0));
         vmcs::ENTRY_INTERRUPTION_INFO.write(InterruptionInfo::new());
-        self.nmi_waits = false;
+        self.nmi = Nmi::empty();
     }
 
     /// Puts what lives in the CPU while attached there.
@@ -404,20 +415,33 @@ impl Inner {
     }
 
     /// Injects the NMI that waits, or goes on waiting.
+    ///
+    /// Only an NMI blocks others. Bochs 2.7 does not load that at VM entry (SDM 27.3.1.5), so a vCPU that has had none comes back
+    /// with the blocking of the one before it on that CPU: it is taken from it again.
     pub(super) fn inject_waiting_nmi(&mut self) {
-        if !self.nmi_waits {
+        let mut blocking = vmcs::GUEST_INTERRUPTIBILITY.read();
+        let delivers = vmcs::ENTRY_INTERRUPTION_INFO.read().valid();
+        if !blocking.contains(Interruptibility::BLOCKING_BY_NMI) {
+            self.nmi.set(
+                Nmi::IN_SERVICE,
+                self.nmi.contains(Nmi::IN_SERVICE) && delivers,
+            );
+        } else if !self.nmi.contains(Nmi::IN_SERVICE) {
+            blocking -= Interruptibility::BLOCKING_BY_NMI;
+            vmcs::GUEST_INTERRUPTIBILITY.write(blocking);
+        }
+        if !self.nmi.contains(Nmi::WAITS) {
             return;
         }
-        let blocked = vmcs::GUEST_INTERRUPTIBILITY
-            .read()
-            .intersects(Interruptibility::BLOCKING_BY_NMI | Interruptibility::SHADOW);
-        if blocked || vmcs::ENTRY_INTERRUPTION_INFO.read().valid() {
+        let blocked =
+            blocking.intersects(Interruptibility::BLOCKING_BY_NMI | Interruptibility::SHADOW);
+        if blocked || delivers {
             if self.virtual_nmis() {
                 self.change_primary(PrimaryControls::NMI_WINDOW_EXITING, true);
             }
             return;
         }
-        self.nmi_waits = false;
+        self.nmi = Nmi::IN_SERVICE;
         write_event(Event::NMI);
     }
 }
@@ -522,7 +546,7 @@ impl Vcpu<Vmx> for VmxVcpu {
             },
             cr0_required: 0,
             cr4_required: 0,
-            nmi_waits: false,
+            nmi: Nmi::empty(),
             msrs: [0; SWITCHED.len()],
             switched: 0,
             cr2: 0,
@@ -618,8 +642,8 @@ impl Vcpu<Vmx> for VmxVcpu {
         match reason {
             ExitReason::VMCALL => return Exit::Hypercall,
             ExitReason::CPUID => return Exit::Cpuid,
-            // An NMI that waits is looked at after the others.
-            _ if inner.nmi_waits => {}
+            // NMIs are looked at after the others.
+            _ if !inner.nmi.is_empty() => {}
             ExitReason::RDMSR => return Exit::ReadMsr,
             ExitReason::WRMSR => return Exit::WriteMsr,
             ExitReason::IO => return Exit::Io(exits::io(vmcs::EXIT_QUALIFICATION.read())),
@@ -627,7 +651,7 @@ impl Vcpu<Vmx> for VmxVcpu {
             _ => {}
         }
         let exit = inner.decode(reason);
-        if inner.nmi_waits {
+        if !inner.nmi.is_empty() {
             inner.inject_waiting_nmi();
         }
         exit
@@ -822,7 +846,7 @@ impl Vcpu<Vmx> for VmxVcpu {
 
     fn inject(&mut self, event: Event) -> bool {
         if event.kind == EventKind::Nmi {
-            self.0.nmi_waits = true;
+            self.0.nmi |= Nmi::WAITS;
             self.0.inject_waiting_nmi();
             return true;
         }
@@ -855,6 +879,13 @@ impl Vcpu<Vmx> for VmxVcpu {
 
     fn delivers_event(&self) -> bool {
         vmcs::ENTRY_INTERRUPTION_INFO.read().valid()
+    }
+
+    fn ends_halt(&mut self) -> bool {
+        if !self.0.nmi.is_empty() {
+            self.0.inject_waiting_nmi();
+        }
+        self.delivers_event()
     }
 
     fn accepts_interrupt(&self) -> bool {
