@@ -179,7 +179,7 @@ pub(super) fn write_msr_at_once<V: Vendor>(
     }
 }
 
-/// WRMSR, as [`read_msr`]. An interrupt may have become deliverable.
+/// WRMSR, as [`read_msr`], of what [`write_msr_at_once`] has left. An interrupt may have become deliverable.
 #[inline(always)]
 pub(super) fn write_msr<V: Vendor>(
     vcpu: &mut Context<V>,
@@ -188,7 +188,7 @@ pub(super) fn write_msr<V: Vendor>(
     value: u64,
 ) -> Option<Result<(), GeneralProtection>> {
     vcpu.apic.as_ref()?;
-    if msr == n::APIC_BASE || is_kept(msr.wrapping_sub(*X2APIC.start())) {
+    if msr == n::APIC_BASE {
         vcpu.fetch_apic(run.vcpu);
     }
     let now = vcpu.guest_clock();
@@ -196,7 +196,6 @@ pub(super) fn write_msr<V: Vendor>(
     let apic: &mut LocalApic = vcpu.apic.as_mut()?;
     let effect = match msr {
         n::APIC_BASE => apic.set_base(value, requests),
-        n::TSC_DEADLINE => Ok(apic.set_tsc_deadline(value)),
         _ if X2APIC.contains(&msr) => apic.write_msr(msr, value, requests, now),
         _ => {
             let now = vcpu.now();
@@ -219,8 +218,8 @@ pub(super) fn ended<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, vect
 
 /// The guest has written a vector to SELF IPI of the local APIC that the CPU keeps, and the CPU has not taken it.
 pub(super) fn self_ipi<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, vector: u8) -> Next {
-    // Only in x2APIC mode: the write cannot fail.
-    let _ = write_msr(vcpu, run, Msr::X2APIC_SELF_IPI.0, vector.into());
+    // Only in x2APIC mode: the write is one of those.
+    let _ = write_msr_at_once(vcpu, run, Msr::X2APIC_SELF_IPI.0, vector.into());
     vcpu.deliver_interrupt(run.vcpu)
 }
 

@@ -85,8 +85,7 @@ fn answer<V: Vendor>(
     let [domain, index, value, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::DEVICE)?;
     let index = number(index)?;
-    let vcpu = domain.living_vcpu(index)?.ok_or(Status::NOT_FOUND)?;
-    vcpu.complete(value, wake)
+    domain.living_vcpu(index)?.complete(value, wake)
 }
 
 /// Completes an access, and waits for the next event.

@@ -5,7 +5,7 @@ use plinth_abi::{DomainState, Schedule, Status, VcpuInfo, VcpuState, rights};
 use zerocopy::IntoBytes;
 
 use super::Done;
-use super::caller::{Caller, living, number};
+use super::caller::{Caller, number};
 use crate::arch::fpu;
 use crate::mem::{Access, Ref};
 use crate::object::{Context, Domain, Object, Vcpu};
@@ -29,8 +29,7 @@ pub(super) fn open<V: Vendor>(caller: &mut Caller<'_, '_, V>) -> Result<Done, St
     let [domain, index, ..] = caller.arguments();
     let domain = caller.domain_of(domain, rights::CONTROL)?;
     let index = number(index)?;
-    living(&domain)?;
-    let vcpu = domain.vcpu(index).ok_or(Status::NOT_FOUND)?;
+    let vcpu = domain.living_vcpu(index)?;
     caller.give(|| Ok(Object::Vcpu(vcpu)))
 }
 

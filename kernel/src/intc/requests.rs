@@ -116,14 +116,19 @@ impl Requests {
     /// Whether nothing is asked for: no interrupt, no NMI, no INIT, no start-up.
     #[inline(always)]
     pub fn is_quiet(&self) -> bool {
-        let any = self.irr.iter().fold(0, |any, word| any | word.load(SeqCst));
-        any | u64::from(self.signals.load(SeqCst)) == 0
+        self.any_interrupt() | u64::from(self.signals.load(SeqCst)) == 0
+    }
+
+    /// 0 where no vector is in IRR.
+    #[inline(always)]
+    fn any_interrupt(&self) -> u64 {
+        self.irr.iter().fold(0, |any, word| any | word.load(SeqCst))
     }
 
     /// Whether there is a vector in IRR.
     #[inline(always)]
     pub fn has_interrupt(&self) -> bool {
-        self.irr.iter().fold(0, |any, word| any | word.load(SeqCst)) != 0
+        self.any_interrupt() != 0
     }
 
     /// The highest vector in IRR.

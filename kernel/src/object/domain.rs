@@ -500,16 +500,17 @@ impl<V: Vendor> Domain<V> {
         self.life.lock().vcpus.get(index as usize).cloned()
     }
 
-    /// The vCPU with this index, if there is one.
+    /// The vCPU with this index, of a domain that is not destroyed.
     ///
     /// # Errors
-    /// `WRONG_STATE` where the domain is destroyed.
-    pub fn living_vcpu(&self, index: u32) -> Result<Option<Ref<Vcpu<V>>>, Status> {
+    /// `WRONG_STATE` where it is, `NOT_FOUND` where there is no such vCPU.
+    pub fn living_vcpu(&self, index: u32) -> Result<Ref<Vcpu<V>>, Status> {
         let life = self.life.lock();
         if life.state == DomainState::DESTROYED {
             return Err(Status::WRONG_STATE);
         }
-        Ok(life.vcpus.get(index as usize).cloned())
+        let vcpu = life.vcpus.get(index as usize);
+        vcpu.cloned().ok_or(Status::NOT_FOUND)
     }
 
     /// Where it is in its life.

@@ -135,7 +135,7 @@ impl Sched<Model> {
                 Activity::Running => {
                     assert!(!entity.held, "a vCPU that is held runs for ever");
                     assert!(
-                        entity.pin().is_none_or(|pin| pin == entity.cpu),
+                        entity.may_run_on(entity.cpu),
                         "a vCPU runs where it must not"
                     );
                     loads[cpu] += entity.weight();
