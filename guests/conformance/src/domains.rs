@@ -262,7 +262,7 @@ fn pause_holds() -> Outcome {
 /// Its CPU may just have chosen it: a state that can be read is that of a vCPU which runs nowhere.
 fn pause_soon_after_resume() -> Outcome {
     let child = Child::running(count())?;
-    for round in 0..1000 {
+    for round in 0..300 {
         child.domain.pause().must("pause")?;
         child.state(0)?;
         let run = child.vcpu(0).info().must("info")?.run;
