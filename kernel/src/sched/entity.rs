@@ -249,12 +249,6 @@ impl Entity {
         }
     }
 
-    /// Whether it may run on this CPU.
-    #[inline]
-    pub fn may_run_on(&self, cpu: u32) -> bool {
-        self.pin().is_none_or(|pin| pin == cpu)
-    }
-
     /// Times and counters at `now`.
     pub fn info(&self, now: u64) -> VcpuInfo {
         let spent = |activity: Activity| {

@@ -375,7 +375,7 @@ impl<V: Vendor> Sched<V> {
         let is_first = is_balanced
             && !entity.held
             && entity.credit > 0
-            && entity.may_run_on(here.cpu.id)
+            && entity.pin().is_none_or(|pin| pin == here.cpu.id)
             && !here.queue.lock().has_boosted();
         if !is_first {
             return false;
@@ -452,7 +452,7 @@ impl<V: Vendor> Sched<V> {
         } else {
             Position::Back
         };
-        match here.filter(|here| entity.may_run_on(here.cpu.id)) {
+        match here.filter(|here| entity.pin().is_none_or(|pin| pin == here.cpu.id)) {
             Some(here) => {
                 here.handed.store(now, Ordering::Relaxed);
                 self.enqueue_at(here, vcpu, entity, position);

@@ -36,15 +36,15 @@ impl<T: Waiter> Timers<T> {
         self.0.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Adds one that is in no heap.
-    fn add(&mut self, deadline: u64, waiter: T) {
+    /// Adds one that is in no heap. There has to be room for it ([`Timers::reserve`]).
+    pub fn add(&mut self, deadline: u64, waiter: T) {
         let place = self.0.len();
         waiter.set_place(place);
         self.0.push((deadline, waiter));
         self.rise(place);
     }
 
-    /// Adds one, for which there has to be room ([`Timers::reserve`]); or if it is in this heap, its deadline is another one from now on.
+    /// As [`Timers::add`], but it may be in this heap already: then its deadline is another one from now on.
     pub fn set(&mut self, deadline: u64, waiter: &T)
     where
         T: Clone,

@@ -135,7 +135,7 @@ impl Sched<Model> {
                 Activity::Running => {
                     assert!(!entity.held, "a vCPU that is held runs for ever");
                     assert!(
-                        entity.may_run_on(entity.cpu),
+                        entity.pin().is_none_or(|pin| pin == entity.cpu),
                         "a vCPU runs where it must not"
                     );
                     loads[cpu] += entity.weight();
