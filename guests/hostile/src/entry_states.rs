@@ -78,13 +78,19 @@ impl Subject {
 
     /// Sets this state, and lets the vCPU enter it if it is taken, which is what this returns.
     fn takes(&mut self, state: &VcpuState, what: &dyn core::fmt::Display) -> Result<bool, Why> {
-        let child = self.child()?;
-        let vcpu = child.vcpu(0);
-        match patiently(|| vcpu.set_state(state)) {
+        let set = |child: &Child| patiently(|| child.vcpu(0).set_state(state));
+        let mut result = set(self.child()?);
+        if result == Err(Status::WRONG_STATE) && self.has_ended(&"the state before")? {
+            // It was at rest already, and its domain's end came a moment after.
+            result = set(self.child()?);
+        }
+        match result {
             Ok(()) => {}
             Err(Status::BAD_ARGUMENT) => return Ok(false),
             Err(other) => return Err(format_args!("{what}: {other:?}").into()),
         }
+        let child = self.child()?;
+        let vcpu = child.vcpu(0);
         if is_fatal_to_tcg(state) {
             return Ok(true);
         }
@@ -100,25 +106,32 @@ impl Subject {
         }
         // It may be on its way out still, and end by that.
         child.state(0)?;
-        let info = child.domain.info().must("info")?;
-        if info.state == DomainState::ENDED {
-            let harmless = matches!(
-                info.reason,
-                Reason::TRIPLE_FAULT
-                    | Reason::NESTED_FAULT
-                    | Reason::HALTED
-                    | Reason::TASK_SWITCH
-                    | Reason::UNDECODABLE
-                    | Reason::STATUS
-            );
-            check!(
-                harmless,
-                "{what}: taken, then {} {:x?}",
-                info.reason.text(),
-                info.info
-            );
-            self.child = None;
+        self.has_ended(what)?;
+        Ok(true)
+    }
+
+    /// Whether the child has ended, which must have done no harm: then the next state is another's.
+    fn has_ended(&mut self, what: &dyn core::fmt::Display) -> Result<bool, Why> {
+        let info = self.child()?.domain.info().must("info")?;
+        if info.state != DomainState::ENDED {
+            return Ok(false);
         }
+        let harmless = matches!(
+            info.reason,
+            Reason::TRIPLE_FAULT
+                | Reason::NESTED_FAULT
+                | Reason::HALTED
+                | Reason::TASK_SWITCH
+                | Reason::UNDECODABLE
+                | Reason::STATUS
+        );
+        check!(
+            harmless,
+            "{what}: taken, then {} {:x?}",
+            info.reason.text(),
+            info.info
+        );
+        self.child = None;
         Ok(true)
     }
 

@@ -416,10 +416,9 @@ fn timer_with_an_illegal_vector() -> Outcome {
             errors(base);
             write(base + TIMER, vector);
             write(base + INITIAL_COUNT, 10);
-            for _ in 0..100 {
-                read(base + CURRENT_COUNT);
-            }
-            check_eq!(errors(base) & 0x40, 0x40, "receive illegal vector");
+            // The count is over before the timer has told that, where the host's timer has to come first.
+            let is_told = (0..1_000_000).any(|_| errors(base) & 0x40 != 0);
+            check!(is_told, "no illegal vector was received");
         }
         is_at_rest(base)
     })
