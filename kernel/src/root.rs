@@ -20,8 +20,8 @@ use crate::virt::Vendor;
 
 /// The guest that is the first domain unless the command line names another.
 const CONTROL: &str = "control";
-/// Its RAM in bytes.
-const RAM: u64 = 64 << 20;
+/// Its RAM in bytes. All of it is cleared before the domain starts; whoever needs more makes itself Memory objects.
+const RAM: u64 = 16 << 20;
 /// Where the module archive is mapped.
 const MODULES: u64 = 0x3800_0000;
 /// Where it finds what it has.

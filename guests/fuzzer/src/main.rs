@@ -5,7 +5,7 @@
 //! All that is random follows from a seed and the number of a round. The word `fuzz=` of the command line says what is run
 //! ([`orders`]); who fails tells the word that runs the same again.
 //!
-//! It needs a system handle and a handle to its own domain, and 64 MiB of memory.
+//! It needs a system handle and a handle to its own domain, and 16 MiB of memory.
 
 #![no_std]
 #![no_main]

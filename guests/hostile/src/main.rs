@@ -2,7 +2,7 @@
 //! exception, a value, a status, an end. Around every case ([`plinth_testkit::runner`]) a neighbour must go on computing and find nothing changed, and
 //! the accounts of the machine and of the suite must balance once the attacker is gone.
 //!
-//! The suite needs a system handle and a handle to its own domain, and 64 MiB of memory.
+//! The suite needs a system handle and a handle to its own domain, and 16 MiB of memory.
 
 #![no_std]
 #![no_main]

@@ -279,13 +279,18 @@ impl Domain {
             .map(Vcpu)
     }
 
+    /// Makes a Memory object, charged to this domain, which has no frames yet.
+    pub fn reserve_memory(self, bytes: u64) -> Result<Memory> {
+        checked(Call::MEMORY_CREATE, [self.raw(), bytes])
+            .map(handle)
+            .map(Memory)
+    }
+
     /// Makes a Memory object, charged to this domain, and gives it its frames.
     pub fn create_memory(self, bytes: u64) -> Result<Memory> {
-        let memory = checked(Call::MEMORY_CREATE, [self.raw(), bytes])
-            .map(handle)
-            .map(Memory)?;
-        match to_the_end(Call::MEMORY_POPULATE, [memory.raw()]) {
-            Ok(_) => Ok(memory),
+        let memory = self.reserve_memory(bytes)?;
+        match memory.populate() {
+            Ok(()) => Ok(memory),
             Err(why) => {
                 memory.any().close()?;
                 Err(why)
@@ -470,6 +475,11 @@ impl Vcpu {
 }
 
 impl Memory {
+    /// Gives it all its frames.
+    pub fn populate(self) -> Result<()> {
+        to_the_end(Call::MEMORY_POPULATE, [self.raw()]).map(drop)
+    }
+
     /// Its size, and what it is.
     pub fn info(self) -> Result<MemoryInfo> {
         filled(Call::MEMORY_INFO, self.0)

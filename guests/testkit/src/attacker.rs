@@ -30,7 +30,7 @@ pub const RAM: u64 = 2 << 20;
 /// Where the image begins.
 const IMAGE: u64 = 1 << 20;
 /// Where the suite keeps the image as it was: far above what it uses itself.
-const PRISTINE: u64 = 16 << 20;
+const PRISTINE: u64 = 8 << 20;
 /// What an attacker is to do: the address of a function, and words for it.
 const ORDERS: u64 = 0x1000;
 /// The words of [`Attacker::order`].

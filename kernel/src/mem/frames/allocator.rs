@@ -353,7 +353,7 @@ impl<'a, Z: Zero> Frames<'a, Z> {
         Ok(address(first))
     }
 
-    /// `count` free 2 MiB blocks in a row, zeroed. For use at boot: the search is linear and all are zeroed at once.
+    /// `count` free 2 MiB blocks in a row, with whatever they hold: for the kernel's own use. The search is linear: for use at boot.
     ///
     /// # Errors
     /// [`AllocateError::OutOfMemory`].
@@ -370,7 +370,7 @@ impl<'a, Z: Zero> Frames<'a, Z> {
                     if self.giga[mega / PARTS].record.is_free() {
                         self.open_giga(mega / PARTS);
                     }
-                    self.take_mega(mega, record);
+                    self.claim_mega(mega, record);
                 }
                 return Ok(address(first * PARTS));
             }
@@ -467,14 +467,19 @@ impl<'a, Z: Zero> Frames<'a, Z> {
 
     fn take_mega(&mut self, mega: usize, record: Record) -> Hpa {
         let hpa = address(mega * PARTS);
-        self.free_mega.remove(mega);
-        self.giga[mega / PARTS].free_parts -= 1;
         if self.mega[mega].record == Record::FREE_DIRTY {
             self.zero.zero(hpa, PageSize::Size2M);
         }
+        self.claim_mega(mega, record);
+        hpa
+    }
+
+    /// Gives a free 2 MiB block its owner; it is not zeroed.
+    fn claim_mega(&mut self, mega: usize, record: Record) {
+        self.free_mega.remove(mega);
+        self.giga[mega / PARTS].free_parts -= 1;
         self.mega[mega] = Block::whole(record);
         self.recount(Kind::Free, record.kind(), PageSize::Size2M);
-        hpa
     }
 
     fn take_giga(&mut self, giga: usize, record: Record) -> Result<Hpa, AllocateError> {

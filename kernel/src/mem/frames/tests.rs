@@ -318,9 +318,8 @@ fn blocks_in_a_row_may_span_gibibytes() {
         },
     );
     assert!(
-        (GIB - MIB2..2 * GIB)
-            .step_by(4096)
-            .all(|at| memory.zero.contains(&(at / 4096)))
+        memory.zero.is_empty(),
+        "the kernel writes before it reads, and a heap is large"
     );
 }
 

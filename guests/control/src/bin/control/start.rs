@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use plinth_guest_control::batch::{Options, status};
 use plinth_guest_control::format;
 use plinth_guest_control::report::name;
+use plinth_guest_control::windows::free_place;
 use plinth_rt::abi::system::start;
 use plinth_rt::abi::{Handle, Schedule, StartEntry, StartInfo};
 use plinth_rt::object::{Domain, Irq, Memory, Ports, System};
@@ -19,6 +20,7 @@ use crate::archive::Archive;
 use crate::cmos;
 use crate::control::{Control, Found};
 use crate::guest::with_vcpu;
+use crate::heap;
 use crate::key;
 use crate::serial::Serial;
 use crate::terminal::Terminal;
@@ -89,10 +91,15 @@ impl Start {
     /// The control guest.
     pub fn control(&self, serial: &'static Serial) -> Result<Control, &'static str> {
         let modules = find(&self.info, start::MODULES);
-        let taken: Vec<(u64, u64)> = entries(&self.info)
+        let mut taken: Vec<(u64, u64)> = entries(&self.info)
             .filter(|entry| [start::RAM, start::MODULES].contains(&entry.kind))
             .map(|entry| (entry.first, entry.length))
             .collect();
+        let ram = plinth_rt::ram_size();
+        let behind = free_place(ram, heap::RESERVED, &taken)
+            .ok_or("it has no room for its heap below 1 GiB")?;
+        heap::reserve(self.own, behind).map_err(|_| "there is no memory for its heap")?;
+        taken.push((behind, heap::RESERVED));
         let bytes = modules.map_or(&[][..], |entry| {
             // SAFETY: the kernel has mapped so many bytes there, for reading only and for as long as this domain lives.
             unsafe { core::slice::from_raw_parts(entry.first as *const u8, entry.length as usize) }
@@ -107,7 +114,7 @@ impl Start {
                 .filter(|entry| entry.handle != 0)
                 .map(|entry| (Memory(Handle(entry.handle)), entry.length)),
             archive: Archive::new(bytes),
-            windows: Windows::new(self.own, plinth_rt::ram_size(), &taken)
+            windows: Windows::new(self.own, ram, &taken)
                 .ok_or("it has no room for windows below 1 GiB")?,
             terminal: Terminal::new(serial),
             wall_clock: self.wall_clock(),
