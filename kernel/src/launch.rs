@@ -34,6 +34,9 @@ const NO_VIRTUALISATION: u32 = 102;
 /// Where the other CPUs go when they are up: they wait until the boot CPU has chosen.
 pub fn other_cpu(cpu: &'static Cpu) -> ! {
     loop {
+        if cpu.is_parked() {
+            trap::halt_forever();
+        }
         if let Some(life) = LIFE.get() {
             life.live(cpu);
         }

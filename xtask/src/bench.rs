@@ -281,6 +281,7 @@ impl Run<'_> {
         let equipment = Equipment {
             kind,
             smp: 1,
+            threads: 1,
             memory: self.memory.min(kind.most_memory()),
             display: false,
             gdb: None,

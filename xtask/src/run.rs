@@ -44,6 +44,9 @@ pub struct Options {
     /// The number of CPUs
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     pub smp: u32,
+    /// How many of them are threads of one core
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub threads: u32,
     /// Memory in MiB, at least 128
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(128..))]
     pub memory: u32,
@@ -107,6 +110,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     let equipment = Equipment {
         kind,
         smp: options.smp,
+        threads: options.threads,
         memory: options.memory,
         display: options.display,
         gdb,

@@ -50,6 +50,8 @@ pub struct Cpu {
     awaited_nmis: AtomicU32,
     /// Whether it goes on.
     pub watch: Watch,
+    /// Whether it is not to run guests.
+    parked: AtomicBool,
     /// Whether it has stopped for good because another CPU ends the machine.
     stopped: AtomicBool,
     /// What its interrupts have been.
@@ -104,6 +106,7 @@ impl Cpu {
             alarm: Alarm::new(),
             awaited_nmis: AtomicU32::new(0),
             watch: Watch::new(),
+            parked: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             counters: Counters::new(),
             tables: Tables::new(),
@@ -122,6 +125,15 @@ impl Cpu {
 
     pub(crate) fn set_apic_id(&self, id: u32) {
         self.apic_id.store(id, Ordering::Relaxed);
+    }
+
+    /// Whether it is not to run guests: it halts, with all that it takes to live through a machine check, which Intel's CPUs tell all threads.
+    pub fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Acquire)
+    }
+
+    pub(super) fn park(&self) {
+        self.parked.store(true, Ordering::Release);
     }
 
     /// Sends it an NMI.

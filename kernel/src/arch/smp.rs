@@ -18,7 +18,7 @@ use spin::Once;
 use super::apic::{self, Target};
 use super::cpu::{self, Cpu};
 use super::msr::{self, Msr};
-use super::{fpu, gdt, idt, machine_check, mtrr, paging, stacks, time, trap};
+use super::{fpu, gdt, idt, machine_check, mtrr, paging, speculation, stacks, time, trap};
 use crate::boot::acpi::Firmware;
 use crate::mem::frames::{Owner, frames};
 use crate::mem::{Hpa, PAGE_SIZE, PageSize, phys};
@@ -134,7 +134,7 @@ macro_rules! address_of {
 const PARK: u64 = 1;
 /// The stack pointer for the next CPU; it takes it and leaves 0.
 static MAILBOX: AtomicU64 = AtomicU64::new(0);
-/// CPUs that are up, the boot CPU included.
+/// CPUs that have come up, the boot CPU included.
 static ONLINE: AtomicU32 = AtomicU32::new(1);
 /// Where a CPU goes when it is up.
 static LIFE: Once<fn(&'static Cpu) -> !> = Once::new();
@@ -230,10 +230,12 @@ impl Low {
     }
 }
 
-/// Brings up every other CPU, `most` in all; each goes on in `life`.
+/// Brings up every other CPU, `most` in all; each goes on in `life`. Of a core's threads all but the first are parked there, where they
+/// are not to run guests.
 pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
     LIFE.call_once(|| life);
     SHARED.call_once(Shared::of_this_cpu);
+    let most = most as usize;
     if most <= 1 {
         return;
     }
@@ -246,31 +248,44 @@ pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
     let mut all_answered = true;
     if firmware.cpus.is_empty() {
         log::info!("no ACPI tables name CPUs: all that answer a broadcast are taken");
-        call(Target::AllOthers, low.page());
-        while ONLINE.load(Ordering::Acquire) < most && admit(BROADCAST_WAIT_US) {}
+        apic::send_init(Target::AllOthers);
+        time::delay_us(INIT_WAIT_US);
+        start_up(Target::AllOthers, low.page());
+        while cpu::cpus().len() < most && admit(BROADCAST_WAIT_US) {}
         // More may be waiting than were wanted.
-        all_answered = ONLINE.load(Ordering::Acquire) < most;
+        all_answered = cpu::cpus().len() < most;
     } else {
-        for other in firmware.cpus.iter().filter(|entry| entry.apic_id != me) {
-            if ONLINE.load(Ordering::Acquire) >= most {
+        let others = firmware.cpus.iter().map(|entry| entry.apic_id);
+        let (others, unreachable): (Vec<_>, Vec<_>) = others
+            .filter(|&id| id != me)
+            .partition(|&id| apic::can_address(id));
+        for id in unreachable {
+            log::warn!("the CPU with APIC id {id} cannot be reached without x2APIC and stays off");
+        }
+        for &id in &others {
+            apic::send_init(Target::One(id));
+        }
+        if !others.is_empty() {
+            // One wait serves all of them.
+            time::delay_us(INIT_WAIT_US);
+        }
+        for id in others {
+            if cpu::cpus().len() >= most {
                 break;
             }
-            if !apic::can_address(other.apic_id) {
-                log::warn!(
-                    "the CPU with APIC id {} cannot be reached without x2APIC and stays off",
-                    other.apic_id
-                );
-                continue;
-            }
-            call(Target::One(other.apic_id), low.page());
+            start_up(Target::One(id), low.page());
             if !admit(ANSWER_WAIT_US) {
                 all_answered = false;
-                log::warn!(
-                    "the CPU with APIC id {} does not answer and stays off",
-                    other.apic_id
-                );
+                log::warn!("the CPU with APIC id {id} does not answer and stays off");
             }
         }
+    }
+    let parked = ONLINE.load(Ordering::Acquire) as usize - cpu::cpus().len();
+    if parked != 0 {
+        log::info!(
+            "{parked} CPU{} idle: another thread of the core runs guests, and could be spied on",
+            if parked == 1 { " stays" } else { "s stay" }
+        );
     }
     if all_answered {
         low.free();
@@ -280,10 +295,8 @@ pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
     }
 }
 
-/// INIT, and start-up twice.
-fn call(target: Target, page: u8) {
-    apic::send_init(target);
-    time::delay_us(INIT_WAIT_US);
+/// Start-up, twice, for who has got INIT before.
+fn start_up(target: Target, page: u8) {
     apic::send_startup(target, page);
     time::delay_us(STARTUP_WAIT_US);
     apic::send_startup(target, page);
@@ -292,12 +305,13 @@ fn call(target: Target, page: u8) {
 /// Puts out a stack, and waits until a CPU has taken it and is up; false where none comes.
 fn admit(wait_us: u64) -> bool {
     let online = ONLINE.load(Ordering::Acquire);
+    let id = cpu::cpus().len() as u32;
     let Ok(stack) = paging::map_stack(STACK_PAGES) else {
         log::warn!("no memory for the stack of another CPU");
         return false;
     };
     let (bottom, end) = (stack.bottom().get(), stack.top().get());
-    let cpu = Cpu::leaked(online);
+    let cpu = Cpu::leaked(id);
     let top = end - 16;
     // SAFETY: the top of a stack that nobody uses yet.
     unsafe { (top as *mut *const Cpu).write(cpu) };
@@ -316,7 +330,13 @@ fn admit(wait_us: u64) -> bool {
         core::hint::spin_loop();
     }
     stacks::remember(bottom, end);
-    cpu::list(cpu);
+    let core = speculation::core(cpu.apic_id());
+    let has_thread = |other: &&Cpu| speculation::core(other.apic_id()) == core;
+    if cpu::cpus().iter().any(has_thread) && !speculation::uses_threads() {
+        cpu.park();
+    } else {
+        cpu::list(cpu);
+    }
     true
 }
 

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::cpu::cpus;
 use super::errata;
 use super::msr::{self, Msr};
-use crate::boot::cmdline;
+use crate::boot::cmdline::{self, Threads};
 use crate::rules::speculation::{self as rules, Circumstances, Facts, Mitigations, Plan, Rsb};
 
 /// EFER.AIBRSE (APM2 3.1.7).
@@ -35,20 +35,36 @@ fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 
 /// What is done on the calling CPU. All CPUs are up, so that those are known which share a core.
 pub fn plan() -> Plan {
+    let mut cores: Vec<u32> = cpus().iter().map(|cpu| core(cpu.apic_id())).collect();
+    cores.sort_unstable();
+    plan_where(cores.windows(2).any(|pair| pair.first() == pair.last()))
+}
+
+/// What is done on the calling CPU, where two of those that run guests share a core, or none do.
+fn plan_where(shares_cores: bool) -> Plan {
     let circumstances = Circumstances {
         arch_capabilities: errata::arch_capabilities(),
         is_emulated: errata::is_tcg() || errata::is_bochs(),
-        shares_cores: shares_cores(),
+        shares_cores,
     };
     Facts::new(&cpuid, &circumstances).plan(cmdline::options().mitigations)
 }
 
-/// Whether two of the CPUs are threads of one core.
-fn shares_cores() -> bool {
-    let bits = rules::thread_bits(&cpuid);
-    let mut cores: Vec<u32> = cpus().iter().map(|cpu| cpu.apic_id() >> bits).collect();
-    cores.sort_unstable();
-    cores.windows(2).any(|pair| pair.first() == pair.last())
+/// The core of the CPU with this APIC identifier: the same number for all its threads.
+pub(super) fn core(apic_id: u32) -> u32 {
+    apic_id >> rules::thread_bits(&cpuid)
+}
+
+/// Whether all threads of a core run guests, or one of each alone.
+pub(super) fn uses_threads() -> bool {
+    let options = cmdline::options();
+    match options.smt {
+        Threads::On => true,
+        Threads::Off => false,
+        Threads::Auto => {
+            options.mitigations != rules::Choice::Auto || !plan_where(true).threads_see_each_other
+        }
+    }
 }
 
 /// Tells what is done, on the boot CPU.
@@ -63,7 +79,7 @@ pub fn report() {
     }
     if plan.threads_see_each_other {
         log::warn!(
-            "speculation: threads share cores, and what runs on one may read what runs on the other; switch them off in the firmware"
+            "speculation: threads share cores, and what runs on one may read what runs on the other; smt=off keeps all but one of each core idle"
         );
     }
 }

@@ -27,6 +27,17 @@ pub enum Apics {
     Software,
 }
 
+/// Whether several threads of one core run guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// Where one cannot find out what the other does.
+    Auto,
+    /// All do.
+    On,
+    /// One of each core does, the others stay idle.
+    Off,
+}
+
 /// The command line, typed. Keys that are absent have the values of [`Options::DEFAULT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
@@ -42,6 +53,8 @@ pub struct Options<'a> {
     pub apic: Apics,
     /// `mitigations=`: who decides what is done against speculative execution.
     pub mitigations: Choice,
+    /// `smt=`: whether several threads of one core run guests.
+    pub smt: Threads,
     /// `test=`: the machine-test scenario to run.
     pub test: Option<&'a str>,
     /// `root=`: the guest that becomes the first domain, instead of the control guest.
@@ -59,6 +72,7 @@ impl Options<'_> {
         maxcpus: u32::MAX,
         apic: Apics::Auto,
         mitigations: Choice::Auto,
+        smt: Threads::Auto,
         test: None,
         root: None,
         restart_always: false,
@@ -92,6 +106,14 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a str) -> Option<()> {
             }
         }
         "mitigations" => options.mitigations = Choice::parse(value)?,
+        "smt" => {
+            options.smt = match value {
+                "auto" => Threads::Auto,
+                "on" => Threads::On,
+                "off" => Threads::Off,
+                _ => return None,
+            }
+        }
         "test" => options.test = Some(value).filter(|name| !name.is_empty()),
         "root" => options.root = Some(value).filter(|name| !name.is_empty()),
         "restart" => {
@@ -162,7 +184,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let options = quiet(
-            "log=trace panic=halt end=reboot maxcpus=3 apic=software mitigations=off test=cpu root=a restart=always guests=a,b fuzz=c\n",
+            "log=trace panic=halt end=reboot maxcpus=3 apic=software mitigations=off smt=off test=cpu root=a restart=always guests=a,b fuzz=c\n",
         );
         assert_eq!(
             options,
@@ -173,6 +195,7 @@ mod tests {
                 maxcpus: 3,
                 apic: Apics::Software,
                 mitigations: Choice::Just(Mitigations::empty()),
+                smt: Threads::Off,
                 test: Some("cpu"),
                 root: Some("a"),
                 restart_always: true,
@@ -184,7 +207,7 @@ mod tests {
     fn nonsense_is_reported_and_has_no_effect() {
         let mut seen = Vec::new();
         let options = parse(
-            "quiet maxcpus=0 log=loud maxcpus=x colour=blue end= mitigations=none",
+            "quiet maxcpus=0 log=loud maxcpus=x colour=blue end= mitigations=none smt=0",
             |word| seen.push(word),
         );
         assert_eq!(options, Options::DEFAULT);
@@ -197,7 +220,8 @@ mod tests {
                 "maxcpus=x",
                 "colour=blue",
                 "end=",
-                "mitigations=none"
+                "mitigations=none",
+                "smt=0"
             ]
         );
     }

@@ -54,6 +54,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     let equipment = |memory| Equipment {
         kind: Kind::QemuSvm,
         smp: CPUS,
+        threads: 1,
         memory,
         display: false,
         gdb: None,

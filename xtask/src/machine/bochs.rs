@@ -66,7 +66,13 @@ fn configuration(equipment: &Equipment, tools: &Tools, serial: &str) -> String {
         _ if equipment.predictions => "corei7_icelake_u",
         _ => "corei7_skylake_x",
     };
-    let Equipment { smp, memory, .. } = equipment;
+    let Equipment {
+        smp,
+        threads,
+        memory,
+        ..
+    } = equipment;
+    let cores = smp / threads;
     let firmware = tools.firmware.code.display();
     let mut text = String::new();
     let mut add = |line: std::fmt::Arguments<'_>| {
@@ -81,7 +87,7 @@ fn configuration(equipment: &Equipment, tools: &Tools, serial: &str) -> String {
     }
     // `ips` is how fast the clock runs against instructions; with `sync=none` it is exact, not the speed of this host.
     add(format_args!(
-        "cpu: model={model}, count={smp}, ips=50000000, reset_on_triple_fault=0"
+        "cpu: model={model}, count=1:{cores}:{threads}, ips=50000000, reset_on_triple_fault=0"
     ));
     add(format_args!("memory: guest={memory}, host={memory}"));
     add(format_args!("pci: enabled=1, chipset=i440fx"));
@@ -129,6 +135,7 @@ mod tests {
         Equipment {
             kind,
             smp: 2,
+            threads: 1,
             memory: 1024,
             display: false,
             gdb: None,
@@ -142,7 +149,7 @@ mod tests {
     fn the_cpu_follows_the_kind() {
         let text = configuration(&equipment(Kind::BochsVmx), &tools(), "/dev/pts/7");
         assert!(
-            text.contains("cpu: model=corei7_skylake_x, count=2,"),
+            text.contains("cpu: model=corei7_skylake_x, count=1:2:1,"),
             "{text}"
         );
         assert!(text.contains("memory: guest=1024, host=1024\n"));
@@ -150,7 +157,7 @@ mod tests {
         assert!(text.contains("romimage: file=\"/fw/OVMF.fd\"\n"));
         assert!(
             configuration(&equipment(Kind::BochsSvm), &tools(), "x")
-                .contains("model=ryzen, count=2,")
+                .contains("model=ryzen, count=1:2:1,")
         );
     }
 

@@ -113,6 +113,8 @@ pub struct Equipment {
     pub kind: Kind,
     /// The number of CPUs, at least 1.
     pub smp: u32,
+    /// How many of them are threads of one core.
+    pub threads: u32,
     /// Memory in MiB.
     pub memory: u32,
     /// Whether there is a window for the screen.
@@ -131,7 +133,13 @@ pub struct Equipment {
 impl Equipment {
     /// Whether the machine can be equipped like that: to be asked before anything that takes long.
     pub fn check(&self) -> Result<(), MachineError> {
-        if self.kind.is_bochs() {
+        if self.threads == 0 || !self.smp.is_multiple_of(self.threads) {
+            Err(MachineError::Equipment {
+                kind: self.kind,
+                why: "has cores with the same number of threads each",
+                advice: "--smp with a multiple of --threads",
+            })
+        } else if self.kind.is_bochs() {
             bochs::check(self)
         } else {
             Ok(())

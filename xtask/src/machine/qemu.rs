@@ -217,7 +217,7 @@ fn hardware(equipment: &Equipment, serial: &str) -> Vec<String> {
     }
     add(&[
         "-smp",
-        &equipment.smp.to_string(),
+        &format!("{},threads={}", equipment.smp, equipment.threads),
         "-m",
         &equipment.memory.to_string(),
     ]);
@@ -278,7 +278,8 @@ mod tests {
     fn equipment(kind: Kind) -> Equipment {
         Equipment {
             kind,
-            smp: 3,
+            smp: 4,
+            threads: 2,
             memory: 512,
             display: false,
             gdb: None,
@@ -292,7 +293,7 @@ mod tests {
     fn svm_is_emulated() {
         let line = line(&equipment(Kind::QemuSvm));
         assert!(
-            line.contains("-accel tcg,thread=single -cpu EPYC,+svm -smp 3 -m 512"),
+            line.contains("-accel tcg,thread=single -cpu EPYC,+svm -smp 4,threads=2 -m 512"),
             "{line}"
         );
         assert!(line.contains("-no-reboot") && line.contains("-display none"));

@@ -59,6 +59,7 @@ pub fn run(
     let equipment = Equipment {
         kind,
         smp: scenario.smp,
+        threads: scenario.threads,
         memory: scenario.memory.min(kind.most_memory()),
         display: false,
         gdb: None,

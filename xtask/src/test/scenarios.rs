@@ -17,6 +17,8 @@ pub struct Scenario {
     pub machines: &'static [Kind],
     /// The number of CPUs.
     pub smp: u32,
+    /// How many of them are threads of one core.
+    pub threads: u32,
     /// QEMU's time is counted in instructions of that many nanoseconds, a power of two, so that it does not matter how fast
     /// this computer is, or what else it does.
     pub instruction_ns: Option<u32>,
@@ -128,6 +130,7 @@ pub const DEFAULT: Scenario = Scenario {
     name: "",
     machines: &[Kind::QemuSvm, Kind::BochsVmx, Kind::BochsSvm],
     smp: 2,
+    threads: 1,
     instruction_ns: None,
     predictions: false,
     memory: 1024,
@@ -668,6 +671,25 @@ pub static ALL: &[Scenario] = &[
         ],
         ..DEFAULT
     },
+    // Of two threads of a core one runs guests, the other stays idle.
+    Scenario {
+        name: "threads",
+        machines: &[Kind::QemuSvm],
+        smp: 4,
+        threads: 2,
+        command_line: "guests=hello smt=off",
+        guests: Some(&["hello"]),
+        expectations: &[
+            never("no-panic", "panic at"),
+            has("parked-ones-are-told", "2 CPUs stay idle: "),
+            ordered(
+                "one-of-each-core-is-listed",
+                &["2 CPUs, ", "cpu0 has APIC id 0", "cpu1 has APIC id 2"],
+            ),
+            matches("guests-run", "^hello ended: status 0"),
+        ],
+        ..DEFAULT
+    },
     // What the user got wrong is said, and costs nothing else.
     Scenario {
         name: "wrong-guest",
@@ -765,7 +787,7 @@ pub static ALL: &[Scenario] = &[
     Scenario {
         name: "conformance-apic-cpu",
         machines: &[Kind::BochsVmx],
-        command_line: "root=conformance tests=pc_ skip=pc_local::interrupts_wait_for_sti_beside_others apic=cpu",
+        command_line: "root=conformance tests=pc_ skip=pc_local::interrupts_wait_for_sti_beside_others,pc_ends apic=cpu",
         guests: Some(&[]),
         timeout: 900,
         suites: &["conformance"],
