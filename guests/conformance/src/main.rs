@@ -56,7 +56,7 @@ use plinth_testkit::{accounts, child, kit, warm, window};
 plinth_rt::entry!(main);
 
 /// The parts of the suite, in the order in which they run.
-const PARTS: [&[Test]; 23] = [
+const PARTS: [&[Test]; 24] = [
     core_calls::TESTS,
     handle_calls::TESTS,
     signatures::TESTS,
@@ -72,6 +72,7 @@ const PARTS: [&[Test]; 23] = [
     pc::local::TESTS,
     pc::cpus::TESTS,
     pc::time::TESTS,
+    pc::ends::TESTS,
     pc::io::TESTS,
     states::TESTS,
     states::TESTS_OF_A_PC,
@@ -100,10 +101,11 @@ fn main() -> u64 {
     suite::run_some("conformance", &TESTS, is_wanted)
 }
 
-/// Whether the command line wants this test: `tests=` is how its name begins, `skip=` how it does not.
+/// Whether the command line wants this test: `tests=` is how its name begins, `skip=` how it does not; either may be several, with commas
+/// between.
 fn is_wanted(name: &str) -> bool {
-    option("tests").is_none_or(|prefix| name.starts_with(prefix))
-        && option("skip").is_none_or(|prefix| !name.starts_with(prefix))
+    let begins = |prefixes: &str| prefixes.split(',').any(|prefix| name.starts_with(prefix));
+    option("tests").is_none_or(begins) && !option("skip").is_some_and(begins)
 }
 
 /// What the kernel keeps once it has been needed: besides what [`warm`] knows, CPUID of domains with so many vCPUs, and the binding of an

@@ -1,9 +1,10 @@
 //! Domains that are PCs: what their vCPUs can rely on, and the calls by which their devices interrupt them.
 //!
 //! What the controllers do is asserted as the manuals have it: SDM vol. 3 chapter 11 for the local APIC, the datasheet of the 82093AA
-//! for the I/O APIC, Linux's Documentation/virt/kvm/x86/msr.rst for the clock.
+//! for the I/O APIC, Linux's Documentation/virt/kvm/x86/msr.rst for the clock and for ends of interrupts without an exit.
 
 pub mod cpus;
+pub mod ends;
 pub mod io;
 pub mod local;
 pub mod time;

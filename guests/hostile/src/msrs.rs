@@ -128,8 +128,8 @@ fn may_exist(msr: u32, pc: bool) -> bool {
         0x174..=0x176 => true,
         // PLATFORM_ID, FEATURE_CONTROL, MISC_ENABLE.
         0x17 | 0x3a | 0x1a0 => !amd,
-        // APIC_BASE, TSC_DEADLINE; KVM's clocks and steal time.
-        0x1b | 0x6e0 | 0x4b56_4d00 | 0x4b56_4d01 | 0x4b56_4d03 => pc,
+        // APIC_BASE, TSC_DEADLINE; KVM's clocks, steal time and ends of interrupts.
+        0x1b | 0x6e0 | 0x4b56_4d00 | 0x4b56_4d01 | 0x4b56_4d03 | 0x4b56_4d04 => pc,
         // EFER, SYSCALL, bases, TSC_AUX.
         0xc000_0080..=0xc000_0084 | 0xc000_0100..=0xc000_0103 => true,
         // SYSCFG, HWCR, NB_CFG, VM_CR.
@@ -393,7 +393,7 @@ fn clocks_at_every_address() -> Outcome {
     carried_out(
         &Plan::new(|| {
             use crate::attacker::{RAM, poke};
-            for msr in [0x4b56_4d00, 0x4b56_4d01, 0x4b56_4d03] {
+            for msr in [0x4b56_4d00, 0x4b56_4d01, 0x4b56_4d03, 0x4b56_4d04] {
                 for address in [
                     RAM,
                     RAM - 4,

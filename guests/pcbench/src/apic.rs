@@ -1,6 +1,7 @@
 //! The local APIC by its MSRs (SDM vol. 3 table 12-6).
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::TIMER;
 
@@ -14,6 +15,11 @@ const COMMAND: u32 = 0x830;
 const LVT_TIMER: u32 = 0x832;
 const SELF_IPI: u32 = 0x83f;
 const TSC_DEADLINE: u32 = 0x6e0;
+/// MSR_KVM_EOI_EN (Linux, Documentation/virt/kvm/x86/msr.rst).
+const KVM_EOI: u32 = 0x4b56_4d04;
+
+/// Bit 0: the vCPU may end the interrupt that it was given by clearing it.
+static WORDS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
 
 fn read(msr: u32) -> u64 {
     let (low, high): (u32, u32);
@@ -41,6 +47,24 @@ pub fn enable() {
 
 pub fn end_of_interrupt() {
     write(END_OF_INTERRUPT, 0);
+}
+
+/// The vCPU, the first or the second, wants to end interrupts by its word from now on.
+pub fn end_by_word(vcpu: usize) {
+    let [first, second] = &WORDS;
+    let word = if vcpu == 0 { first } else { second };
+    write(KVM_EOI, core::ptr::from_ref(word) as u64 | 1);
+}
+
+/// Ends the interrupt by the vCPU's word, if it may, else by the register.
+pub fn end_in_memory(vcpu: usize) {
+    let [first, second] = &WORDS;
+    let word = if vcpu == 0 { first } else { second };
+    if word.load(Ordering::Relaxed) & 1 == 0 {
+        end_of_interrupt();
+    } else {
+        word.store(0, Ordering::Relaxed);
+    }
 }
 
 pub fn interrupt_self(vector: u8) {

@@ -87,6 +87,16 @@ pub const fn ending(vcpu: usize) -> u64 {
     TOLD + vcpu as u64 * PAGE + 0xf08
 }
 
+/// The word by which it may end an interrupt without a write to its local APIC ([`Ending::Word`]).
+pub const fn word(vcpu: usize) -> u64 {
+    TOLD + vcpu as u64 * PAGE + 0xf10
+}
+
+/// How many interrupts it has ended by that.
+pub const fn ended_by_word(vcpu: usize) -> u64 {
+    TOLD + vcpu as u64 * PAGE + 0xf18
+}
+
 /// How handlers end an interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ending {
@@ -96,6 +106,8 @@ pub enum Ending {
     Memory = 1,
     /// The script does.
     Script = 2,
+    /// By clearing bit 0 of [`word`], if it is set; else by the MSR.
+    Word = 3,
 }
 
 /// A word in which the suite tells a script something, or two scripts each other.
@@ -453,13 +465,19 @@ fn interrupt() -> Snippet {
         "rdtsc",
         "mov [r14 + 0xf00], eax",
         "mov [r14 + 0xf04], edx",
+        "cmp dword ptr [r14 + 0xf08], 2",
+        "je 3f",
+        "ja 5f",
         "cmp dword ptr [r14 + 0xf08], 1",
         "je 2f",
-        "ja 3f",
-        "mov ecx, 0x80b",
+        "4: mov ecx, 0x80b",
         "xor eax, eax",
         "xor edx, edx",
         "wrmsr",
+        "jmp 3f",
+        "5: btr dword ptr [r14 + 0xf10], 0",
+        "jnc 4b",
+        "inc qword ptr [r14 + 0xf18]",
         "jmp 3f",
         "2: mov dword ptr [0x1fe0b0], 0",
         "3: pop rdx",

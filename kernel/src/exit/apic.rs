@@ -5,7 +5,7 @@ use super::Next;
 use crate::arch::msr::Msr;
 use crate::intc::{Effect, LocalApic, Mode};
 use crate::mem::{Gpa, PAGE_SIZE};
-use crate::object::{Context, Run};
+use crate::object::{Context, MSR_EOI, Run};
 use crate::rules::GeneralProtection;
 use crate::rules::msr::number as n;
 use crate::virt::Vendor;
@@ -151,6 +151,7 @@ pub(super) fn read_msr<V: Vendor>(
         n::APIC_BASE => Ok(apic.base()),
         n::TSC_DEADLINE => Ok(apic.tsc_deadline()),
         _ if X2APIC.contains(&msr) => apic.read_msr(msr, &run.vcpu.requests, vcpu.guest_clock()),
+        MSR_EOI => Ok(vcpu.ends.read()),
         _ => Ok(vcpu.clock.read(msr)?),
     })
 }
@@ -188,8 +189,11 @@ pub(super) fn write_msr<V: Vendor>(
     value: u64,
 ) -> Option<Result<(), GeneralProtection>> {
     vcpu.apic.as_ref()?;
-    if msr == n::APIC_BASE {
+    if matches!(msr, n::APIC_BASE | MSR_EOI) {
         vcpu.fetch_apic(run.vcpu);
+    }
+    if msr == MSR_EOI {
+        return Some(vcpu.ends.write(value));
     }
     let now = vcpu.guest_clock();
     let requests = &run.vcpu.requests;

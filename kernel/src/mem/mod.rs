@@ -20,4 +20,4 @@ pub use addr::{Gpa, Hpa, Hva, PAGE_SIZE};
 pub use budget::{Amounts, Budget, Charge};
 pub use nested::{Access, MemoryType, PageSize};
 pub use shared::{Ref, try_box};
-pub use window::Window;
+pub use window::{Flag, Window};

@@ -4,7 +4,9 @@ use core::fmt::{self, Write};
 
 use plinth_abi::{Status, VcpuState};
 
-use super::{Access, ClaimKind, Clock, Domain, Ending, Now, Pc, Vcpu, take_pending};
+use super::{
+    Access, ClaimKind, Clock, Domain, EndOfInterrupt, Ending, Now, Pc, Vcpu, take_pending,
+};
 use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, errata, fpu, time, trap};
@@ -34,6 +36,8 @@ pub struct Context<V: Vendor> {
     pub apic: Option<LocalApic>,
     /// Who has that: the CPU may keep a part of it.
     keeper: Keeper,
+    /// How it wants to end interrupts.
+    pub ends: EndOfInterrupt,
     /// How it wants to be told the time.
     pub clock: Clock,
     /// When its slice ends, or somebody else wakes on its CPU: value of the TSC.
@@ -173,6 +177,7 @@ impl<V: Vendor> Context<V> {
             } else {
                 Keeper::Kernel
             },
+            ends: EndOfInterrupt::default(),
             clock: Clock::default(),
             slice_end: u64::MAX,
             timer_end: u64::MAX,
@@ -464,6 +469,7 @@ impl<V: Vendor> Context<V> {
         let _ = self.hw.set_state(&state);
         debug::set_addresses(&[0; 4]);
         self.forget_wait(vcpu);
+        self.ends = EndOfInterrupt::default();
         if let Some(apic) = &mut self.apic {
             apic.init_reset(&vcpu.requests);
         }
@@ -545,11 +551,26 @@ impl<V: Vendor> Context<V> {
         self.set_deadline(run.hardware, self.slice_end);
     }
 
-    /// Has the local APIC as a whole here, for what concerns the part of it that the CPU may keep; until the guest is entered. Attached.
+    /// Has the local APIC as a whole here, for what concerns the part of it that the CPU may keep, or that the guest ends interrupts by
+    /// itself; until the guest is entered. Attached.
     #[inline(always)]
     pub fn fetch_apic(&mut self, vcpu: &Vcpu<V>) {
         if V::Vcpu::KEEPS_APIC && self.keeper == Keeper::Cpu {
             self.fetch_kept_apic(vcpu);
+        }
+        if self.ends.is_offered() {
+            self.take_back_end(vcpu);
+        }
+    }
+
+    /// The guest may have ended the interrupt in service; else its end has to be told from now on.
+    #[inline(never)]
+    fn take_back_end(&mut self, vcpu: &Vcpu<V>) {
+        if self.ends.take_back(&self.domain)
+            && let Some(apic) = &mut self.apic
+        {
+            // Nothing follows: it was edge-triggered.
+            let _ = apic.end_of_interrupt(&vcpu.requests);
         }
     }
 
@@ -617,13 +638,20 @@ impl<V: Vendor> Context<V> {
             }
             return self.ask_pic(vcpu);
         }
+        if self.ends.is_offered() {
+            self.take_back_end(vcpu);
+        }
         let Some(vector) = self.next_interrupt(vcpu) else {
             return self.ask_pic(vcpu);
         };
         if self.hw.inject_interrupt(vector) {
             match &mut self.apic {
                 Some(apic) => {
+                    let ends_alone = self.ends.is_enabled() && !apic.is_in_service();
                     apic.accept(vector, &vcpu.requests);
+                    if ends_alone && !apic.ends_a_level() && !vcpu.requests.has_interrupt() {
+                        self.ends.offer(&self.domain);
+                    }
                     // It was the highest: all others wait for its end, which is looked at. Who raises a higher one prompts the vCPU.
                     return Next::Resume;
                 }

@@ -15,7 +15,7 @@ use crate::mem::guest::{GuestMemory, GuestMemoryError, MachineMemory};
 use crate::mem::nested::{
     Access, DomainTables, EntryFormat, MapError, NestedTable, Translation, Unflushed,
 };
-use crate::mem::{Amounts, Budget, Charge, Gpa, Hpa, PAGE_SIZE, PageSize, Ref, Window};
+use crate::mem::{Amounts, Budget, Charge, Flag, Gpa, Hpa, PAGE_SIZE, PageSize, Ref, Window};
 
 // SAFETY: used below only behind tables that map nothing but Memory objects, to whose content no reference is ever made.
 const MACHINE: MachineMemory = unsafe { MachineMemory::new() };
@@ -160,6 +160,13 @@ impl<F: EntryFormat> Space<F> {
             return None;
         }
         Window::new(self.translate(gpa)?.hpa)
+    }
+
+    /// The byte at `gpa`, to be set again and again, as long as no nested table changes; `None` where the domain may not write.
+    pub fn flag(&self, gpa: Gpa) -> Option<Flag> {
+        self.check(gpa, 1, Access::WRITE).ok()?;
+        // SAFETY: what is mapped is memory of guests; the caller sets it no longer when that may have changed.
+        unsafe { Flag::new(self.translate(gpa)?.hpa) }
     }
 
     fn translate(&self, gpa: Gpa) -> Option<Translation> {

@@ -28,6 +28,7 @@ tests!("pc_io":
     nmi_pin,
     level_until_deasserted,
     level_has_to_end,
+    level_is_not_ended_by_a_word,
     level_while_masked,
     level_ends_by_the_register,
     level_ends_in_memory,
@@ -372,6 +373,32 @@ fn level_has_to_end() -> Outcome {
     pc.until_word(cell(1), 1)?;
     set(&pc, false)?;
     pc.set_word(cell(0), 2)?;
+    pc.ends_with(0)?;
+    pc.gave(0, &script)
+}
+
+/// A guest that may end interrupts by a word in its memory has to tell the end of this one.
+fn level_is_not_ended_by_a_word() -> Outcome {
+    const MSR_EOI: u32 = 0x4b56_4d04;
+    let script = routed(
+        LEVEL | u64::from(VECTOR),
+        [
+            wrmsr(MSR_EOI, ops::word(0) | 1),
+            put(ending(0), Ending::Script as u64),
+            sti(),
+            spin_until(cell(0), 1),
+            get(interrupts(0)).gives(1),
+            get(ops::word(0)).gives(0),
+            wrmsr(x2(EOI), 0),
+            read(4, WINDOW).gives(LEVEL | u64::from(VECTOR)),
+            end(),
+        ],
+    );
+    let pc = at(&[&script], 8)?;
+    set(&pc, true)?;
+    pc.until_word(interrupts(0), 1)?;
+    set(&pc, false)?;
+    pc.set_word(cell(0), 1)?;
     pc.ends_with(0)?;
     pc.gave(0, &script)
 }

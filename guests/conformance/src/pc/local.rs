@@ -161,8 +161,9 @@ fn cpuid_leaves() -> Outcome {
         cpuid(LEAF_KVM, 1).gives(b),
         cpuid(LEAF_KVM, 2).gives(c),
         cpuid(LEAF_KVM, 3).gives(d),
-        // CLOCKSOURCE2, STEAL_TIME, MSI_EXT_DEST_ID, CLOCKSOURCE_STABLE; nothing that needs KVM's hypercalls or the old MSRs.
-        cpuid(LEAF_KVM_FEATURES, 0).gives_in(0xffff_fffd, 1 << 3 | 1 << 5 | 1 << 15 | 1 << 24),
+        // CLOCKSOURCE2, STEAL_TIME, PV_EOI, MSI_EXT_DEST_ID, CLOCKSOURCE_STABLE; nothing that needs KVM's hypercalls or the old MSRs.
+        cpuid(LEAF_KVM_FEATURES, 0)
+            .gives_in(0xffff_fffd, 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 24),
         spin_until(cell(0), 1),
         end(),
     ];

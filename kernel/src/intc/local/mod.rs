@@ -301,9 +301,19 @@ impl LocalApic {
         Some(self.in_service_level.set(vector, false))
     }
 
+    /// Whether an interrupt is in service.
+    pub const fn is_in_service(&self) -> bool {
+        self.highest != 0
+    }
+
+    /// Whether an interrupt in service was level-triggered, so that its end is to be told.
+    pub fn ends_a_level(&self) -> bool {
+        !self.in_service_level.is_empty()
+    }
+
     /// EOI (SDM vol. 3 11.8.5).
     #[inline]
-    fn end_of_interrupt(&mut self, requests: &Requests) -> Effect {
+    pub fn end_of_interrupt(&mut self, requests: &Requests) -> Effect {
         let vector = self.highest;
         match self.retire(vector) {
             Some(level) => self.ended(vector, level, requests),

@@ -76,9 +76,9 @@ const X21_EAX: u32 = bits(&[0, 2, 5, 6, 28, 29, 30]);
 /// TSA_SQ_NO, TSA_L1_NO.
 const X21_ECX: u32 = bits(&[1, 2]);
 
-/// KVM_FEATURE_NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME, MSI_EXT_DEST_ID and CLOCKSOURCE_STABLE (Linux's
+/// KVM_FEATURE_NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME, PV_EOI, MSI_EXT_DEST_ID and CLOCKSOURCE_STABLE (Linux's
 /// Documentation/virt/kvm/x86/cpuid.rst): what needs a hypercall of KVM's is not there.
-const KVM_FEATURES: u32 = bits(&[1, 3, 5, 15, 24]);
+const KVM_FEATURES: u32 = bits(&[1, 3, 5, 6, 15, 24]);
 
 // What needs the vector state that XCR0 may lack.
 const L1_ECX_AVX: u32 = bits(&[12, 28, 29]);
