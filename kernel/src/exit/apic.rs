@@ -8,7 +8,7 @@ use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Context, MSR_EOI, Run};
 use crate::rules::GeneralProtection;
 use crate::rules::msr::number as n;
-use crate::virt::Vendor;
+use crate::virt::{Vcpu as _, Vendor};
 
 /// Where the registers of the local APICs are, each vCPU's its own.
 const LOCAL: u64 = 0xfee0_0000;
@@ -36,8 +36,8 @@ pub(super) fn page<V: Vendor>(vcpu: &Context<V>, gpa: Gpa) -> Option<Page> {
     }
 }
 
-/// Whether the part of a local APIC that the CPU may keep tells what this register holds, or changes with it: TPR, PPR, EOI, the spurious
-/// vector register, which enables it, ISR and IRR. `index` is its MSR's number above 0x800, or a sixteenth of its offset.
+/// Whether the part of a local APIC that the CPU may keep, or that changes with what the guest ends by itself, tells what this register holds,
+/// or changes with it: TPR, PPR, EOI, the spurious vector register, which enables it, ISR and IRR. `index` is its MSR's number above 0x800, or a sixteenth of its offset.
 const fn is_kept(index: u32) -> bool {
     matches!(index, 0x08 | 0x0a | 0x0b | 0x0f | 0x10..=0x17 | 0x20..=0x27)
 }
@@ -52,7 +52,7 @@ pub(super) fn read<V: Vendor>(
 ) -> u64 {
     let offset = gpa.offset_in(PAGE_SIZE) as u32;
     let now = vcpu.guest_clock();
-    if page == Page::Local && is_kept(offset >> 4) {
+    if vcpu.is_apic_away() && page == Page::Local && is_kept(offset >> 4) {
         vcpu.fetch_apic(run.vcpu);
     }
     let value = match (page, &mut vcpu.apic, &vcpu.domain.pc) {
@@ -115,6 +115,9 @@ fn follow<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, effect: Effect
 
 #[inline(never)]
 fn reach_out<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, effect: Effect) {
+    if matches!(effect, Effect::Eoi { .. }) && vcpu.refuse_end() {
+        return;
+    }
     let Some(pc) = &vcpu.domain.pc else {
         return;
     };
@@ -143,7 +146,7 @@ pub(super) fn read_msr<V: Vendor>(
     run: &Run<'_, V>,
     msr: u32,
 ) -> Option<Result<u64, GeneralProtection>> {
-    if is_kept(msr.wrapping_sub(*X2APIC.start())) {
+    if vcpu.is_apic_away() && is_kept(msr.wrapping_sub(*X2APIC.start())) {
         vcpu.fetch_apic(run.vcpu);
     }
     let apic = vcpu.apic.as_ref()?;
@@ -165,7 +168,8 @@ pub(super) fn write_msr_at_once<V: Vendor>(
     msr: u32,
     value: u64,
 ) -> bool {
-    if is_kept(msr.wrapping_sub(*X2APIC.start())) {
+    // An end that is offered needs none: the model says what follows from one that is told all the same.
+    if V::Vcpu::KEEPS_APIC && is_kept(msr.wrapping_sub(*X2APIC.start())) {
         vcpu.fetch_apic(run.vcpu);
     }
     let Some(apic) = &mut vcpu.apic else {

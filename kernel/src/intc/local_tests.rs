@@ -482,6 +482,49 @@ fn an_edge_that_comes_while_a_level_is_served_does_not_swallow_its_end() {
 }
 
 #[test]
+fn an_end_is_offered_of_an_edge_that_is_alone() {
+    let mut cpu = Cpu::new(0);
+    cpu.requests.raise(0x41, false);
+    assert!(cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+    assert!(cpu.apic.offers_end());
+    // Beside it none is, and it is settled first.
+    cpu.apic.settle_end(false);
+    cpu.requests.raise(0x61, false);
+    assert!(!cpu.apic.accept_and_offer_end(0x61, &cpu.requests));
+    assert_eq!(cpu.write(EOI, 0), eoi(0x61, false));
+    assert_eq!(cpu.write(EOI, 0), eoi(0x41, false), "it is an edge again");
+    // Nor of a level, nor while another waits.
+    cpu.requests.raise(0x41, true);
+    assert!(!cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+    assert_eq!(cpu.write(EOI, 0), eoi(0x41, true));
+    cpu.requests.raise(0x41, false);
+    cpu.requests.raise(0x31, false);
+    assert!(!cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+}
+
+/// By the guest itself, or by a write all the same, of which the caller is told whether broadcasts are suppressed or not.
+#[test]
+fn an_offered_end_is_settled() {
+    const SUPPRESSED: u32 = 0x1ff | 1 << 12;
+    for spurious in [0x1ff, SUPPRESSED] {
+        let mut cpu = Cpu::new(0);
+        assert_eq!(cpu.write(SVR, spurious), Effect::Changed);
+        for is_told in [false, true, false] {
+            cpu.requests.raise(0x41, false);
+            assert!(cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+            if is_told {
+                assert_eq!(cpu.write(EOI, 0), eoi(0x41, true), "{spurious:#x}");
+                assert!(cpu.apic.offers_end());
+            }
+            cpu.apic.settle_end(!is_told);
+            assert!(!cpu.apic.offers_end());
+            assert_eq!(cpu.read(ISR + 0x20), 0);
+            assert_eq!(cpu.write(EOI, 0), Effect::None);
+        }
+    }
+}
+
+#[test]
 fn what_did_not_reach_the_guest_is_pending_again() {
     let mut cpu = Cpu::new(0);
     cpu.raise(0x40);

@@ -558,19 +558,52 @@ impl<V: Vendor> Context<V> {
         if V::Vcpu::KEEPS_APIC && self.keeper == Keeper::Cpu {
             self.fetch_kept_apic(vcpu);
         }
-        if self.ends.is_offered() {
-            self.take_back_end(vcpu);
+        if self.offers_end() {
+            self.take_back_end();
         }
+    }
+
+    /// Whether [`Self::fetch_apic`] has something to do.
+    #[inline(always)]
+    pub fn is_apic_away(&self) -> bool {
+        V::Vcpu::KEEPS_APIC && self.keeper == Keeper::Cpu || self.offers_end()
+    }
+
+    #[inline(always)]
+    fn offers_end(&self) -> bool {
+        self.ends.is_enabled() && self.apic.as_ref().is_some_and(LocalApic::offers_end)
+    }
+
+    /// The guest is given an interrupt, and may end it by itself if nobody waits for that.
+    #[inline(never)]
+    fn accept_and_offer_end(&mut self, vector: u8, vcpu: &Vcpu<V>) {
+        if let Some(apic) = &mut self.apic
+            && apic.accept_and_offer_end(vector, &vcpu.requests)
+            && !self.ends.offer(&self.domain)
+        {
+            apic.settle_end(false);
+        }
+    }
+
+    /// The guest has told the end of an interrupt; whether that was offered, and nothing else follows.
+    pub fn refuse_end(&mut self) -> bool {
+        let was_offered = self.offers_end();
+        if was_offered {
+            // It has ended, one way or the other.
+            self.ends.take_back(&self.domain);
+            if let Some(apic) = &mut self.apic {
+                apic.settle_end(false);
+            }
+        }
+        was_offered
     }
 
     /// The guest may have ended the interrupt in service; else its end has to be told from now on.
     #[inline(never)]
-    fn take_back_end(&mut self, vcpu: &Vcpu<V>) {
-        if self.ends.take_back(&self.domain)
-            && let Some(apic) = &mut self.apic
-        {
-            // Nothing follows: it was edge-triggered.
-            let _ = apic.end_of_interrupt(&vcpu.requests);
+    fn take_back_end(&mut self) {
+        let has_ended = self.ends.take_back(&self.domain);
+        if let Some(apic) = &mut self.apic {
+            apic.settle_end(has_ended);
         }
     }
 
@@ -638,20 +671,20 @@ impl<V: Vendor> Context<V> {
             }
             return self.ask_pic(vcpu);
         }
-        if self.ends.is_offered() {
-            self.take_back_end(vcpu);
+        if self.offers_end() {
+            self.take_back_end();
         }
         let Some(vector) = self.next_interrupt(vcpu) else {
             return self.ask_pic(vcpu);
         };
         if self.hw.inject_interrupt(vector) {
             match &mut self.apic {
+                Some(_) if self.ends.is_enabled() => {
+                    self.accept_and_offer_end(vector, vcpu);
+                    return Next::Resume;
+                }
                 Some(apic) => {
-                    let ends_alone = self.ends.is_enabled() && !apic.is_in_service();
                     apic.accept(vector, &vcpu.requests);
-                    if ends_alone && !apic.ends_a_level() && !vcpu.requests.has_interrupt() {
-                        self.ends.offer(&self.domain);
-                    }
                     // It was the highest: all others wait for its end, which is looked at. Who raises a higher one prompts the vCPU.
                     return Next::Resume;
                 }

@@ -17,12 +17,10 @@ const ENABLED: u64 = 1;
 /// Bits that must be 0.
 const RESERVED: u64 = 2;
 
-/// What a vCPU asked for, and what it is offered.
+/// What a vCPU asked for. Whether an end is offered is known to its local APIC.
 #[derive(Debug, Default)]
 pub struct EndOfInterrupt {
     msr: u64,
-    /// The guest may end the interrupt in service by clearing the bit.
-    is_offered: bool,
     /// Where the word is, and the state of all nested tables by which it was found.
     place: Option<(u64, Flag)>,
 }
@@ -54,12 +52,6 @@ impl EndOfInterrupt {
         self.msr & ENABLED != 0
     }
 
-    /// Whether there is something to be taken back.
-    #[inline(always)]
-    pub const fn is_offered(&self) -> bool {
-        self.is_offered
-    }
-
     const fn address(&self) -> Gpa {
         Gpa::new(self.msr & !(ENABLED | RESERVED))
     }
@@ -76,20 +68,21 @@ impl EndOfInterrupt {
         }
     }
 
-    /// Offers to end the interrupt that the vCPU is given, at the next entry, by clearing the bit. On the CPU that runs the vCPU.
-    #[inline]
-    pub fn offer<V: Vendor>(&mut self, domain: &Domain<V>) {
-        if let Some(flag) = self.place(domain) {
-            // No nested table has changed up to now, and whoever changes one from now on waits for this CPU to flush before he gives the frame
-            // away (`Sched::flush_now`).
-            flag.set();
-            self.is_offered = true;
-        }
+    /// Sets the bit: the guest may end by it the interrupt that it is given at the next entry. False: there is no memory. On the CPU that runs the
+    /// vCPU.
+    #[must_use]
+    pub fn offer<V: Vendor>(&mut self, domain: &Domain<V>) -> bool {
+        let Some(flag) = self.place(domain) else {
+            return false;
+        };
+        // No nested table has changed up to now, and whoever changes one from now on waits for this CPU to flush before he gives the frame away
+        // (`Sched::flush_now`).
+        flag.set();
+        true
     }
 
-    /// Takes the offer back; whether the guest has ended the interrupt.
+    /// Clears the bit again; whether the guest has done so.
     pub fn take_back<V: Vendor>(&mut self, domain: &Domain<V>) -> bool {
-        self.is_offered = false;
         let is_set = self.place(domain).is_some_and(Flag::load);
         if is_set {
             // Not by way of the flag: the page counts as written.

@@ -75,7 +75,8 @@ pub enum Effect {
     Eoi {
         /// Its vector.
         vector: u8,
-        /// It was level-triggered, and the guest does not tell the I/O APICs itself.
+        /// It was level-triggered, and the guest does not tell the I/O APICs itself. Or its end is still offered
+        /// ([`LocalApic::offers_end`]), and that has to be settled instead.
         broadcast: bool,
     },
     /// The deadline may have changed.
@@ -93,8 +94,11 @@ pub struct LocalApic {
     mode: Mode,
     /// ISR.
     in_service: Vectors,
-    /// Those of ISR that were level-triggered when they were accepted; TMR may change under them.
+    /// Those of ISR that were level-triggered when they were accepted; TMR may change under them. Also one whose end is offered: something
+    /// follows from an end that is told.
     in_service_level: Vectors,
+    /// The guest may end the interrupt in service without telling.
+    end_is_offered: bool,
     /// The highest of ISR; 0: none.
     highest: u8,
     /// TPR.
@@ -135,6 +139,7 @@ impl LocalApic {
             mode,
             in_service: Vectors::EMPTY,
             in_service_level: Vectors::EMPTY,
+            end_is_offered: false,
             highest: 0,
             task_priority: 0,
             logical: 0,
@@ -301,19 +306,41 @@ impl LocalApic {
         Some(self.in_service_level.set(vector, false))
     }
 
-    /// Whether an interrupt is in service.
-    pub const fn is_in_service(&self) -> bool {
-        self.highest != 0
+    /// [`Self::accept`], and an offer of its end where nobody waits for that: it is edge-triggered, and no other is in service or requested.
+    /// Whether that is offered; then [`Self::settle_end`] has to come before anything else that is about what is in service.
+    pub fn accept_and_offer_end(&mut self, vector: u8, requests: &Requests) -> bool {
+        let is_alone = self.highest == 0;
+        let is_offered = self.accept(vector, requests)
+            && is_alone
+            && self.in_service_level.is_empty()
+            && !requests.has_interrupt();
+        if is_offered {
+            self.in_service_level.set(vector, true);
+            self.end_is_offered = true;
+        }
+        is_offered
     }
 
-    /// Whether an interrupt in service was level-triggered, so that its end is to be told.
-    pub fn ends_a_level(&self) -> bool {
-        !self.in_service_level.is_empty()
+    /// Whether an end is offered.
+    #[inline(always)]
+    pub const fn offers_end(&self) -> bool {
+        self.end_is_offered
+    }
+
+    /// The end is offered no more; `has_ended`: the guest has taken the offer.
+    pub fn settle_end(&mut self, has_ended: bool) {
+        self.end_is_offered = false;
+        // It is the only one.
+        self.in_service_level = Vectors::EMPTY;
+        if has_ended {
+            self.in_service = Vectors::EMPTY;
+            self.highest = 0;
+        }
     }
 
     /// EOI (SDM vol. 3 11.8.5).
     #[inline]
-    pub fn end_of_interrupt(&mut self, requests: &Requests) -> Effect {
+    fn end_of_interrupt(&mut self, requests: &Requests) -> Effect {
         let vector = self.highest;
         match self.retire(vector) {
             Some(level) => self.ended(vector, level, requests),
@@ -329,12 +356,15 @@ impl LocalApic {
         }
         Effect::Eoi {
             vector,
-            broadcast: level && !self.spurious.suppress_eoi_broadcast(),
+            broadcast: level && (self.end_is_offered || !self.spurious.suppress_eoi_broadcast()),
         }
     }
 
     #[inline(never)]
     fn level_ended(&mut self, vector: u8, requests: &Requests) {
+        if self.end_is_offered {
+            return;
+        }
         for source in [Source::Lint0, Source::Lint1] {
             let entry = self.local(source);
             if entry.remote_irr() && entry.vector() == vector {
