@@ -1,4 +1,4 @@
-//! Tests everything: on the host first, then in machines. A line a test; the last line is `N passed, N failed`.
+//! Tests everything, on the host and in machines. A line a test; the last line is `N passed, N failed`.
 //!
 //! Whatever goes wrong on the way (a build, a missing package) counts as a failed test, so that the last line always
 //! comes and never lies.
@@ -13,6 +13,7 @@ mod scenarios;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 
 use clap::Args;
 
@@ -193,14 +194,19 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         filter: &options.filter,
         tally: Mutex::default(),
     };
-    host::test(&workspace, &options.filter, |results| {
-        reporter.report(results)
-    });
     let figures = bench::test_names(&workspace);
     let jobs = jobs(scenarios::ALL, &figures, &options.on, &options.filter);
-    if !jobs.is_empty() {
-        machines(&workspace, jobs, options, &reporter);
-    }
+    std::thread::scope(|scope| {
+        let host = scope.spawn(|| {
+            host::test(&workspace, &options.filter, |results| {
+                reporter.report(results)
+            });
+        });
+        // The images are fetched and built meanwhile: often enough one of both has nothing to do for a second CPU.
+        if !jobs.is_empty() {
+            machines(&workspace, jobs, options, &reporter, host);
+        }
+    });
     let tally = reporter
         .tally
         .into_inner()
@@ -241,8 +247,14 @@ fn jobs(all: &'static [Scenario], figures: &[String], on: &[Kind], filter: &str)
         .collect()
 }
 
-/// Runs the machine tests.
-fn machines(workspace: &Workspace, jobs: Vec<Job>, options: &Options, reporter: &Reporter<'_>) {
+/// Runs the machine tests; as long as the host's tests run, one machine at a time fewer.
+fn machines(
+    workspace: &Workspace,
+    jobs: Vec<Job>,
+    options: &Options,
+    reporter: &Reporter<'_>,
+    host: ScopedJoinHandle<'_, ()>,
+) {
     let permission = options.install.permission();
     let mut kinds: Vec<Kind> = jobs.iter().map(Job::kind).collect();
     kinds.sort_unstable();
@@ -268,10 +280,17 @@ fn machines(workspace: &Workspace, jobs: Vec<Job>, options: &Options, reporter: 
         }
     };
     let jobs = Mutex::new(jobs.into_iter());
+    let work = || worker(workspace, &build, &linux, &tools, &jobs, reporter);
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| worker(workspace, &build, &linux, &tools, &jobs, reporter));
+        for _ in 1..AT_ONCE {
+            scope.spawn(work);
         }
+        scope.spawn(|| {
+            if let Err(panic) = host.join() {
+                std::panic::resume_unwind(panic);
+            }
+            work();
+        });
     });
 }
 
