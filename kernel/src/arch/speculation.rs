@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::cpu::cpus;
 use super::errata;
+use super::gdt::KERNEL_DS;
 use super::msr::{self, Msr};
 use crate::boot::cmdline::{self, Threads};
 use crate::rules::speculation::{self as rules, Circumstances, Facts, Mitigations, Plan, Rsb};
@@ -27,6 +28,8 @@ const IBPB: u64 = 1 << 0;
 
 /// Whether a CPU that goes from one domain to another puts a barrier between them.
 static BARRIERS: AtomicBool = AtomicBool::new(false);
+/// Whether a CPU that halts clears its buffers: what is in them is the other thread's then.
+static CLEARS: AtomicBool = AtomicBool::new(false);
 
 fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let result = __cpuid_count(leaf, subleaf);
@@ -90,6 +93,9 @@ pub fn enable() -> Plan {
     if plan.taken.contains(Mitigations::IBPB) {
         BARRIERS.store(true, Ordering::Relaxed);
     }
+    if plan.taken.contains(Mitigations::VERW) {
+        CLEARS.store(true, Ordering::Relaxed);
+    }
     // Where there is no such register, the plan has no bit for it; else it is to be as the plan says, whatever the firmware left.
     // SAFETY: its bits change predictions only.
     let written = unsafe { msr::try_write(Msr::IA32_SPEC_CTRL, plan.kernel_spec_ctrl) };
@@ -133,6 +139,18 @@ pub fn enable() -> Plan {
 #[inline(always)]
 pub fn parts_domains() -> bool {
     BARRIERS.load(Ordering::Relaxed)
+}
+
+/// To be done before the calling CPU halts: nothing of what guests did is left in buffers that another thread of the core gets meanwhile.
+pub fn clear_buffers() {
+    if CLEARS.load(Ordering::Relaxed) {
+        let selector = KERNEL_DS;
+        // SAFETY: it changes nothing but a flag, and what the CPU has in its buffers. Only its form with an operand in memory is sure to
+        // clear them.
+        unsafe {
+            asm!("verw word ptr [{}]", in(reg) &raw const selector, options(nostack, readonly))
+        };
+    }
 }
 
 /// An indirect branch prediction barrier: what was executed before it on the calling CPU predicts no indirect branch after it.

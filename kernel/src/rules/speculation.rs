@@ -380,10 +380,14 @@ impl Facts {
             rsb,
             is_emulated: self.is_emulated,
             threads_see_each_other: self.shares_cores
-                && (self
-                    .needed()
-                    .intersects(Mitigations::L1D | Mitigations::VERW)
-                    || open.contains(Mitigations::STIBP)),
+                && (open.contains(Mitigations::STIBP)
+                    || match self.vendor {
+                        CpuVendor::Intel => self
+                            .needed()
+                            .intersects(Mitigations::L1D | Mitigations::VERW),
+                        // A thread finds what the other has left when that halts, and VERW has cleared it by then.
+                        CpuVendor::Amd => open.contains(Mitigations::VERW),
+                    }),
         }
     }
 }

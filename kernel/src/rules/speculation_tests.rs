@@ -280,6 +280,13 @@ fn threads_of_a_core_are_kept_apart_where_that_can_be() {
     let plan = sharing(&ZEN_2).plan(Choice::Auto);
     assert!(plan.taken.contains(Mitigations::STIBP));
     assert!(!plan.threads_see_each_other);
+    let zen_4 = sharing(&ZEN_4);
+    assert!(
+        !zen_4.plan(Choice::Auto).threads_see_each_other,
+        "TSA crosses threads only where one halts"
+    );
+    let off = Choice::Just(Mitigations::empty());
+    assert!(zen_4.plan(off).threads_see_each_other);
     let zen_1 = Cpu {
         x8_ebx: 1 << 12,
         ..ZEN_2

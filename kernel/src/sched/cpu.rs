@@ -142,6 +142,7 @@ impl<V: Vendor> Kernel<V> {
                 deadline => time::arm(deadline),
             }
             state.cpu.watch.rests();
+            speculation::clear_buffers();
             trap::enable_and_halt();
             let end = time::tsc();
             state.cpu.watch.goes_on(end);
