@@ -209,18 +209,12 @@ impl Entity {
         if self.schedule.cap == 0 {
             return turn;
         }
-        match self.cap_left(now, units) {
-            Some(left) => turn.min(left),
-            None => turn,
-        }
+        turn.min(self.cap_left(now, units))
     }
 
-    /// Ticks that its cap leaves it in this period; `None` without a cap.
+    /// Ticks that its cap leaves it in this period.
     #[inline(never)]
-    fn cap_left(&mut self, now: u64, units: &Units) -> Option<u64> {
-        if self.schedule.cap == 0 {
-            return None;
-        }
+    fn cap_left(&mut self, now: u64, units: &Units) -> u64 {
         let allowance = units.cap_period / 100 * u64::from(self.schedule.cap);
         let periods = now.saturating_sub(self.cap_start) / units.cap_period;
         if periods > 0 {
@@ -230,15 +224,17 @@ impl Entity {
                 .cap_used
                 .saturating_sub(allowance.saturating_mul(periods));
         }
-        Some(allowance.saturating_sub(self.cap_used))
+        allowance.saturating_sub(self.cap_used)
     }
 
     /// When it may run again, if its cap is used up at `now`.
+    #[inline(always)]
     pub fn capped_until(&mut self, now: u64, units: &Units) -> Option<u64> {
         // A remainder too small for a timer is none.
         const LEAST: u64 = 1000;
-        (self.cap_left(now, units)? <= units.cap_period / LEAST)
-            .then_some(self.cap_start + units.cap_period)
+        let is_used_up =
+            self.schedule.cap != 0 && self.cap_left(now, units) <= units.cap_period / LEAST;
+        is_used_up.then_some(self.cap_start + units.cap_period)
     }
 
     /// A CPU that it must run on.
