@@ -283,7 +283,7 @@ pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
     let parked = ONLINE.load(Ordering::Acquire) as usize - cpu::cpus().len();
     if parked != 0 {
         log::info!(
-            "{parked} CPU{} idle: another thread of the core runs guests, and could be spied on",
+            "{parked} CPU{} idle: guests run on one thread of each core alone",
             if parked == 1 { " stays" } else { "s stay" }
         );
     }
@@ -330,9 +330,9 @@ fn admit(wait_us: u64) -> bool {
         core::hint::spin_loop();
     }
     stacks::remember(bottom, end);
-    let core = speculation::core(cpu.apic_id());
-    let has_thread = |other: &&Cpu| speculation::core(other.apic_id()) == core;
-    if cpu::cpus().iter().any(has_thread) && !speculation::uses_threads() {
+    let bits = speculation::thread_bits();
+    let shares_core = |other: &&Cpu| other.apic_id() >> bits == cpu.apic_id() >> bits;
+    if cpu::cpus().iter().any(shares_core) && !speculation::uses_threads() {
         cpu.park();
     } else {
         cpu::list(cpu);

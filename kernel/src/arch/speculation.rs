@@ -38,7 +38,8 @@ fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 
 /// What is done on the calling CPU. All CPUs are up, so that those are known which share a core.
 pub fn plan() -> Plan {
-    let mut cores: Vec<u32> = cpus().iter().map(|cpu| core(cpu.apic_id())).collect();
+    let bits = thread_bits();
+    let mut cores: Vec<u32> = cpus().iter().map(|cpu| cpu.apic_id() >> bits).collect();
     cores.sort_unstable();
     plan_where(cores.windows(2).any(|pair| pair.first() == pair.last()))
 }
@@ -53,9 +54,9 @@ fn plan_where(shares_cores: bool) -> Plan {
     Facts::new(&cpuid, &circumstances).plan(cmdline::options().mitigations)
 }
 
-/// The core of the CPU with this APIC identifier: the same number for all its threads.
-pub(super) fn core(apic_id: u32) -> u32 {
-    apic_id >> rules::thread_bits(&cpuid)
+/// How many of the low bits of an APIC identifier tell the threads of one core apart.
+pub(super) fn thread_bits() -> u32 {
+    rules::thread_bits(&cpuid)
 }
 
 /// Whether all threads of a core run guests, or one of each alone.

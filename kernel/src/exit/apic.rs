@@ -36,8 +36,9 @@ pub(super) fn page<V: Vendor>(vcpu: &Context<V>, gpa: Gpa) -> Option<Page> {
     }
 }
 
-/// Whether the part of a local APIC that the CPU may keep, or that changes with what the guest ends by itself, tells what this register holds,
-/// or changes with it: TPR, PPR, EOI, the spurious vector register, which enables it, ISR and IRR. `index` is its MSR's number above 0x800, or a sixteenth of its offset.
+/// Whether the part of a local APIC that the CPU may keep, or that changes when the guest ends an interrupt by itself, tells what this
+/// register holds, or changes with it: TPR, PPR, EOI, the spurious vector register, which enables it, ISR and IRR. `index` is its MSR's
+/// number above 0x800, or a sixteenth of its offset.
 const fn is_kept(index: u32) -> bool {
     matches!(index, 0x08 | 0x0a | 0x0b | 0x0f | 0x10..=0x17 | 0x20..=0x27)
 }

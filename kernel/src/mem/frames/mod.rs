@@ -1,8 +1,8 @@
 //! The machine's page frames: who owns each, and which are free.
 //!
-//! A frame has exactly one state. It is handed out zeroed (but for the kernel's heap), and whoever gives it back must name the owner it has: a second
-//! free, or one by somebody else, is an error that is logged and changes nothing. Allocation and freeing take bounded
-//! work: at most one 2 MiB block is zeroed and at most two blocks split or joined, 512 parts each.
+//! A frame has exactly one state. It is handed out zeroed, but for those of the kernel's heap, and whoever gives it back must
+//! name the owner it has: a second free, or one by somebody else, is an error that is logged and changes nothing. Allocation
+//! and freeing take bounded work: at most one 2 MiB block is zeroed and at most two blocks split or joined, 512 parts each.
 //!
 //! The lock is never taken by an NMI or machine-check handler: it may interrupt the holder.
 
