@@ -51,15 +51,17 @@ pub fn end_of_interrupt() {
 
 /// The vCPU, the first or the second, wants to end interrupts by its word from now on.
 pub fn end_by_word(vcpu: usize) {
+    write(KVM_EOI, core::ptr::from_ref(word(vcpu)) as u64 | 1);
+}
+
+fn word(vcpu: usize) -> &'static AtomicU32 {
     let [first, second] = &WORDS;
-    let word = if vcpu == 0 { first } else { second };
-    write(KVM_EOI, core::ptr::from_ref(word) as u64 | 1);
+    if vcpu == 0 { first } else { second }
 }
 
 /// Ends the interrupt by the vCPU's word, if it may, else by the register.
 pub fn end_in_memory(vcpu: usize) {
-    let [first, second] = &WORDS;
-    let word = if vcpu == 0 { first } else { second };
+    let word = word(vcpu);
     if word.load(Ordering::Relaxed) & 1 == 0 {
         end_of_interrupt();
     } else {
