@@ -43,7 +43,7 @@ struct Cli {
 enum Task {
     /// Builds everything, boots it in a machine and connects the terminal to the serial console
     Run(run::Options),
-    /// Runs the host tests, then the machine tests; the last line is `N passed, N failed`
+    /// Runs the host tests and the machine tests; the last line is `N passed, N failed`
     Test(test::Options),
     /// Measures what exits and domains cost, in executed instructions, and compares with the baseline
     Bench(bench::Options),
