@@ -72,7 +72,8 @@ fn configuration(equipment: &Equipment, tools: &Tools, serial: &str) -> String {
         memory,
         ..
     } = equipment;
-    let cores = smp / threads;
+    // A package each: with two cores in one, the firmware of a Ryzen ends in an exception.
+    let packages = smp / threads;
     let firmware = tools.firmware.code.display();
     let mut text = String::new();
     let mut add = |line: std::fmt::Arguments<'_>| {
@@ -87,7 +88,7 @@ fn configuration(equipment: &Equipment, tools: &Tools, serial: &str) -> String {
     }
     // `ips` is how fast the clock runs against instructions; with `sync=none` it is exact, not the speed of this host.
     add(format_args!(
-        "cpu: model={model}, count=1:{cores}:{threads}, ips=50000000, reset_on_triple_fault=0"
+        "cpu: model={model}, count={packages}:1:{threads}, ips=50000000, reset_on_triple_fault=0"
     ));
     add(format_args!("memory: guest={memory}, host={memory}"));
     add(format_args!("pci: enabled=1, chipset=i440fx"));
@@ -149,7 +150,7 @@ mod tests {
     fn the_cpu_follows_the_kind() {
         let text = configuration(&equipment(Kind::BochsVmx), &tools(), "/dev/pts/7");
         assert!(
-            text.contains("cpu: model=corei7_skylake_x, count=1:2:1,"),
+            text.contains("cpu: model=corei7_skylake_x, count=2:1:1,"),
             "{text}"
         );
         assert!(text.contains("memory: guest=1024, host=1024\n"));
@@ -157,7 +158,7 @@ mod tests {
         assert!(text.contains("romimage: file=\"/fw/OVMF.fd\"\n"));
         assert!(
             configuration(&equipment(Kind::BochsSvm), &tools(), "x")
-                .contains("model=ryzen, count=1:2:1,")
+                .contains("model=ryzen, count=2:1:1,")
         );
     }
 

@@ -293,7 +293,8 @@ const LINUX_ENDS: &[Step<'static>] = &[
     Step::Type("start linux"),
     Step::Type("console linux"),
     Step::Expect("plinth-init: ready"),
-    Step::Keys("echo c >/proc/sysrq-trigger\r"),
+    // Else the echo of what is typed may get between the letters of the kernel's last words.
+    Step::Keys("sleep 1; echo c >/proc/sysrq-trigger\r"),
     Step::Expect("linux is gone"),
     // A triple fault, which Linux can be told to make where it would reset.
     Step::Type("console linux"),
@@ -317,7 +318,7 @@ const LINUX_ENDS: &[Step<'static>] = &[
     Step::Type("restart linux"),
     Step::Type("console linux"),
     Step::Expect("plinth-init: ready"),
-    Step::Keys("echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger\r"),
+    Step::Keys("echo 0 >/proc/sys/kernel/panic; sleep 1; echo c >/proc/sysrq-trigger\r"),
     Step::Expect("end Kernel panic"),
     Step::Keys("\x1d"),
     Step::Type("sleep 2"),
