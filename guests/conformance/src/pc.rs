@@ -44,6 +44,9 @@ tests!("pc":
 const APIC_BASE: u32 = 0x1b;
 const TSC_DEADLINE: u32 = 0x6e0;
 
+/// MSR_KVM_EOI_EN.
+const KVM_EOI: u32 = 0x4b56_4d04;
+
 /// Registers of a local APIC (SDM vol. 3 tables 11-1, 11-6): offset / 16, and MSR - 0x800.
 const ID: u32 = 0x02;
 const VERSION: u32 = 0x03;
@@ -72,6 +75,16 @@ const SELF: u32 = 0x3f;
 
 /// Bits of an entry of the local vector table.
 const MASKED: u64 = 1 << 16;
+
+/// A script of several parts, one after the other, with an end.
+fn joined(parts: &[&[Op]]) -> [Op; 32] {
+    let mut script = [ops::end(); 32];
+    assert!(parts.iter().map(|part| part.len()).sum::<usize>() < script.len());
+    for (place, op) in script.iter_mut().zip(parts.iter().copied().flatten()) {
+        *place = *op;
+    }
+    script
+}
 
 /// The MSR of a register.
 const fn x2(register: u32) -> u32 {

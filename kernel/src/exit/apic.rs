@@ -197,15 +197,13 @@ pub(super) fn write_msr<V: Vendor>(
     if matches!(msr, n::APIC_BASE | MSR_EOI) {
         vcpu.fetch_apic(run.vcpu);
     }
-    if msr == MSR_EOI {
-        return Some(vcpu.ends.write(value));
-    }
     let now = vcpu.guest_clock();
     let requests = &run.vcpu.requests;
     let apic: &mut LocalApic = vcpu.apic.as_mut()?;
     let effect = match msr {
         n::APIC_BASE => apic.set_base(value, requests),
         _ if X2APIC.contains(&msr) => apic.write_msr(msr, value, requests, now),
+        MSR_EOI => return Some(vcpu.ends.write(value)),
         _ => {
             let now = vcpu.now();
             let wall_clock = vcpu.domain.pc.as_ref().map_or(0, |pc| pc.wall_clock);

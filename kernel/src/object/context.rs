@@ -555,7 +555,7 @@ impl<V: Vendor> Context<V> {
     /// itself; until the guest is entered. Attached.
     #[inline(always)]
     pub fn fetch_apic(&mut self, vcpu: &Vcpu<V>) {
-        if V::Vcpu::KEEPS_APIC && self.keeper == Keeper::Cpu {
+        if self.cpu_keeps_apic() {
             self.fetch_kept_apic(vcpu);
         }
         if self.offers_end() {
@@ -566,7 +566,12 @@ impl<V: Vendor> Context<V> {
     /// Whether [`Self::fetch_apic`] has something to do.
     #[inline(always)]
     pub fn is_apic_away(&self) -> bool {
-        V::Vcpu::KEEPS_APIC && self.keeper == Keeper::Cpu || self.offers_end()
+        self.cpu_keeps_apic() || self.offers_end()
+    }
+
+    #[inline(always)]
+    fn cpu_keeps_apic(&self) -> bool {
+        V::Vcpu::KEEPS_APIC && self.keeper == Keeper::Cpu
     }
 
     #[inline(always)]
@@ -589,11 +594,8 @@ impl<V: Vendor> Context<V> {
     pub fn refuse_end(&mut self) -> bool {
         let was_offered = self.offers_end();
         if was_offered {
-            // It has ended, one way or the other.
-            self.ends.take_back(&self.domain);
-            if let Some(apic) = &mut self.apic {
-                apic.settle_end(false);
-            }
+            // It has left the local APIC already, and was the only one there.
+            self.take_back_end();
         }
         was_offered
     }

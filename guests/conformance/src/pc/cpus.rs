@@ -10,7 +10,7 @@ use plinth_testkit::pc::{
 
 use super::{
     APIC_BASE, DFR, ESR, ICR, ICR_HIGH, IRR, LDR, LVT_TIMER, MASKED, TPR, command, enable,
-    enable_x1, send, to_x2apic, until_blocked, x1, x2,
+    enable_x1, joined, send, to_x2apic, until_blocked, x1, x2,
 };
 use crate::kit::{MS, Must, sleep};
 
@@ -116,37 +116,41 @@ fn interrupt_while_it_halts() -> Outcome {
 
 /// Each halts until the other's has come: none may be lost between the look and the halt.
 fn interrupts_back_and_forth() -> Outcome {
-    const ROUNDS: u64 = 2000;
+    back_and_forth(2000, [&[], &[]]).map(drop)
+}
+
+/// So many rounds of two vCPUs, which have done these operations before.
+pub(super) fn back_and_forth(rounds: u64, before: [&[Op]; 2]) -> Result<Pc, Why> {
+    let [before_first, before_second] = before;
     let first = [
-        to_x2apic(),
-        enable(),
         spin_until(ready(1), 1),
         send(1, 0x41),
         take(counter(0, 0x51), cell(0)),
-        again(2, ROUNDS),
-        end(),
+        again(2, rounds),
     ];
     let second = [
-        to_x2apic(),
-        enable(),
         put(ready(1), 1),
         take(counter(1, 0x41), cell(1)),
         send(0, 0x51),
         again(2, u64::MAX),
     ];
-    let pc = Pc::running(&[&first, &second])?;
+    let enabled = [to_x2apic(), enable()];
+    let pc = Pc::running(&[
+        &joined(&[&enabled, before_first, &first]),
+        &joined(&[&enabled, before_second, &second]),
+    ])?;
     pc.ends_with(0)?;
     check_eq!(
         pc.word(counter(0, 0x51))?,
-        ROUNDS,
+        rounds,
         "interrupts of the first"
     );
     check_eq!(
         pc.word(counter(1, 0x41))?,
-        ROUNDS,
+        rounds,
         "interrupts of the second"
     );
-    Ok(())
+    Ok(pc)
 }
 
 /// No error: there is no bus on which it could be noticed.

@@ -2,16 +2,15 @@
 //! offer them.
 
 use plinth_rt::abi::call::access;
-use plinth_rt::{Outcome, check, check_eq};
+use plinth_rt::{Outcome, Why, check, check_eq};
 use plinth_testkit::kit::{Must, Owned, own, until};
 use plinth_testkit::pc::{
-    self as ops, Ending, Pc, again, cell, cli, counter, end, ended_by_word, ending, get, gives,
-    interrupts, put, rdmsr, spin_until, sti, take, word, wrmsr,
+    self as ops, Ending, Pc, again, cli, counter, end, ended_by_word, ending, get, gives,
+    interrupts, put, rdmsr, sti, word, wrmsr,
 };
-
 use plinth_testkit::window::Mapped;
 
-use super::{EOI, ISR, enable, interrupt_self, send, to_x2apic, x2};
+use super::{EOI, ISR, KVM_EOI, cpus, enable, interrupt_self, joined, to_x2apic, x2};
 
 tests!("pc_ends":
     by_the_word,
@@ -27,8 +26,6 @@ tests!("pc_ends":
     back_and_forth,
 );
 
-/// MSR_KVM_EOI_EN.
-const MSR: u32 = 0x4b56_4d04;
 const ENABLED: u64 = 1;
 const WORD: u64 = word(0);
 const OFFERED: u64 = 1;
@@ -39,13 +36,25 @@ const fn by_script() -> ops::Op {
     put(ending(0), Ending::Script as u64)
 }
 
+/// Carries out a script of a vCPU that may end interrupts by its word, and does so itself; interrupts are on.
+fn offered(rest: &[ops::Op]) -> Result<Pc, Why> {
+    let first = [
+        to_x2apic(),
+        enable(),
+        wrmsr(KVM_EOI, WORD | ENABLED),
+        by_script(),
+        sti(),
+    ];
+    gives(&[&joined(&[&first, rest])])
+}
+
 fn by_the_word() -> Outcome {
     let pc = gives(&[&[
         to_x2apic(),
         enable(),
-        rdmsr(MSR).gives(0),
-        wrmsr(MSR, WORD | ENABLED),
-        rdmsr(MSR).gives(WORD | ENABLED),
+        rdmsr(KVM_EOI).gives(0),
+        wrmsr(KVM_EOI, WORD | ENABLED),
+        rdmsr(KVM_EOI).gives(WORD | ENABLED),
         by_script(),
         sti(),
         get(WORD).gives(0),
@@ -65,12 +74,7 @@ fn by_the_word() -> Outcome {
 
 /// Who writes the register needs no word, and what was offered is void.
 fn by_the_register_all_the_same() -> Outcome {
-    let pc = gives(&[&[
-        to_x2apic(),
-        enable(),
-        wrmsr(MSR, WORD | ENABLED),
-        by_script(),
-        sti(),
+    let pc = offered(&[
         interrupt_self(0x41),
         wrmsr(x2(EOI), 0),
         get(WORD).gives(0),
@@ -78,17 +82,12 @@ fn by_the_register_all_the_same() -> Outcome {
         interrupt_self(0x31),
         get(WORD).gives(OFFERED),
         end(),
-    ]])?;
+    ])?;
     pc.took(0, &[0x41, 0x31])
 }
 
 fn taken_back_where_it_is_looked_at() -> Outcome {
-    gives(&[&[
-        to_x2apic(),
-        enable(),
-        wrmsr(MSR, WORD | ENABLED),
-        by_script(),
-        sti(),
+    offered(&[
         interrupt_self(0x41),
         rdmsr(x2(ISR + 2)).gives(1 << 1),
         get(WORD).gives(0),
@@ -96,18 +95,13 @@ fn taken_back_where_it_is_looked_at() -> Outcome {
         wrmsr(x2(EOI), 0),
         rdmsr(x2(ISR + 2)).gives(0),
         end(),
-    ]])
+    ])
     .map(drop)
 }
 
 /// Its end has to be told, for another waits for it.
 fn taken_back_for_a_lower() -> Outcome {
-    let pc = gives(&[&[
-        to_x2apic(),
-        enable(),
-        wrmsr(MSR, WORD | ENABLED),
-        by_script(),
-        sti(),
+    let pc = offered(&[
         interrupt_self(0x61),
         get(WORD).gives(OFFERED),
         interrupt_self(0x41),
@@ -117,17 +111,12 @@ fn taken_back_for_a_lower() -> Outcome {
         get(interrupts(0)).gives(2),
         get(WORD).gives(OFFERED),
         end(),
-    ]])?;
+    ])?;
     pc.took(0, &[0x61, 0x41])
 }
 
 fn not_offered_beside_another() -> Outcome {
-    let pc = gives(&[&[
-        to_x2apic(),
-        enable(),
-        wrmsr(MSR, WORD | ENABLED),
-        by_script(),
-        sti(),
+    let pc = offered(&[
         interrupt_self(0x41),
         get(WORD).gives(OFFERED),
         interrupt_self(0x61),
@@ -140,16 +129,12 @@ fn not_offered_beside_another() -> Outcome {
         wrmsr(x2(EOI), 0),
         rdmsr(x2(ISR + 2)).gives(0),
         end(),
-    ]])?;
+    ])?;
     pc.took(0, &[0x41, 0x61])
 }
 
 fn not_offered_while_others_wait() -> Outcome {
-    let pc = gives(&[&[
-        to_x2apic(),
-        enable(),
-        wrmsr(MSR, WORD | ENABLED),
-        by_script(),
+    let pc = offered(&[
         cli(),
         interrupt_self(0x41),
         interrupt_self(0x61),
@@ -160,7 +145,7 @@ fn not_offered_while_others_wait() -> Outcome {
         get(interrupts(0)).gives(2),
         get(WORD).gives(OFFERED),
         end(),
-    ]])?;
+    ])?;
     pc.took(0, &[0x61, 0x41])
 }
 
@@ -168,17 +153,17 @@ fn not_offered_unless_wanted() -> Outcome {
     gives(&[&[
         to_x2apic(),
         enable(),
-        wrmsr(MSR, WORD),
+        wrmsr(KVM_EOI, WORD),
         by_script(),
         sti(),
         interrupt_self(0x41),
         get(WORD).gives(0),
         wrmsr(x2(EOI), 0),
-        wrmsr(MSR, WORD | ENABLED),
+        wrmsr(KVM_EOI, WORD | ENABLED),
         interrupt_self(0x41),
         get(WORD).gives(OFFERED),
         // What was offered is taken back with it.
-        wrmsr(MSR, 0),
+        wrmsr(KVM_EOI, 0),
         get(WORD).gives(0),
         rdmsr(x2(ISR + 2)).gives(1 << 1),
         end(),
@@ -192,12 +177,12 @@ fn where_no_memory_is() -> Outcome {
     let pc = gives(&[&[
         to_x2apic(),
         enable(),
-        wrmsr(MSR, NOWHERE | ENABLED),
+        wrmsr(KVM_EOI, NOWHERE | ENABLED),
         sti(),
         interrupt_self(0x41),
         interrupt_self(0x42),
         rdmsr(x2(ISR + 2)).gives(0),
-        wrmsr(MSR, !2),
+        wrmsr(KVM_EOI, !2),
         interrupt_self(0x43),
         end(),
     ]])?;
@@ -206,9 +191,9 @@ fn where_no_memory_is() -> Outcome {
 
 fn bad_value() -> Outcome {
     gives(&[&[
-        wrmsr(MSR, WORD | ENABLED),
-        wrmsr(MSR, WORD | 2 | ENABLED).faults(),
-        rdmsr(MSR).gives(WORD | ENABLED),
+        wrmsr(KVM_EOI, WORD | ENABLED),
+        wrmsr(KVM_EOI, WORD | 2 | ENABLED).faults(),
+        rdmsr(KVM_EOI).gives(WORD | ENABLED),
         end(),
     ]])
     .map(drop)
@@ -223,7 +208,7 @@ fn not_where_memory_was() -> Outcome {
     let pc = Pc::running(&[&[
         to_x2apic(),
         enable(),
-        wrmsr(MSR, PLACE | ENABLED),
+        wrmsr(KVM_EOI, PLACE | ENABLED),
         sti(),
         interrupt_self(0x41),
         again(1, u64::MAX),
@@ -254,31 +239,14 @@ fn not_where_memory_was() -> Outcome {
 /// Two that wake each other, and end what they are given as Linux does: no interrupt is lost, and most ends are no exit.
 fn back_and_forth() -> Outcome {
     const ROUNDS: u64 = 2000;
-    let first = [
-        to_x2apic(),
-        enable(),
-        wrmsr(MSR, word(0) | ENABLED),
-        put(ending(0), Ending::Word as u64),
-        spin_until(cell(8), 1),
-        send(1, 0x41),
-        take(counter(0, 0x51), cell(0)),
-        again(2, ROUNDS),
-        end(),
-    ];
-    let second = [
-        to_x2apic(),
-        enable(),
-        wrmsr(MSR, word(1) | ENABLED),
-        put(ending(1), Ending::Word as u64),
-        put(cell(8), 1),
-        take(counter(1, 0x41), cell(1)),
-        send(0, 0x51),
-        again(2, u64::MAX),
-    ];
-    let pc = Pc::running(&[&first, &second])?;
-    pc.ends_with(0)?;
-    for (vcpu, vector) in [(0, 0x51), (1, 0x41)] {
-        check_eq!(pc.word(counter(vcpu, vector))?, ROUNDS, "interrupts");
+    let by_word = |vcpu: usize| {
+        [
+            wrmsr(KVM_EOI, word(vcpu) | ENABLED),
+            put(ending(vcpu), Ending::Word as u64),
+        ]
+    };
+    let pc = cpus::back_and_forth(ROUNDS, [&by_word(0), &by_word(1)])?;
+    for vcpu in [0, 1] {
         let ended = pc.word(ended_by_word(vcpu))?;
         check!(
             ended > ROUNDS / 2,

@@ -8,8 +8,8 @@ use plinth_testkit::pc::{
 };
 
 use super::{
-    EOI, IRR, ISR, LDR, LVT_LINT0, SVR, TMR, TPR, enable, enable_x1, to_x2apic, until_blocked, x1,
-    x2,
+    EOI, IRR, ISR, KVM_EOI, LDR, LVT_LINT0, SVR, TMR, TPR, enable, enable_x1, joined, to_x2apic,
+    until_blocked, x1, x2,
 };
 use crate::child::Child;
 use crate::devices::{Served, access};
@@ -79,13 +79,7 @@ const fn route(pin: u32, destination: u64, low: u64) -> [Op; 4] {
 
 /// A script as an array: the vCPU in x2APIC mode, [`PIN`] routed to it so, then these operations.
 fn routed<const N: usize>(low: u64, rest: [Op; N]) -> [Op; 32] {
-    let mut script = [end(); 32];
-    let [a, b, c, d] = route(PIN, 0, low);
-    let first = [to_x2apic(), enable(), a, b, c, d];
-    for (place, op) in script.iter_mut().zip(first.into_iter().chain(rest)) {
-        *place = op;
-    }
-    script
+    joined(&[&[to_x2apic(), enable()], &route(PIN, 0, low), &rest])
 }
 
 fn registers() -> Outcome {
@@ -379,11 +373,10 @@ fn level_has_to_end() -> Outcome {
 
 /// A guest that may end interrupts by a word in its memory has to tell the end of this one.
 fn level_is_not_ended_by_a_word() -> Outcome {
-    const MSR_EOI: u32 = 0x4b56_4d04;
     let script = routed(
         LEVEL | u64::from(VECTOR),
         [
-            wrmsr(MSR_EOI, ops::word(0) | 1),
+            wrmsr(KVM_EOI, ops::word(0) | 1),
             put(ending(0), Ending::Script as u64),
             sti(),
             spin_until(cell(0), 1),
