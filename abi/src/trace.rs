@@ -42,7 +42,10 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// A vCPU takes the CPU.
+    /// Nothing.
+    NONE = 0, "nothing";
+    /// A vCPU takes the CPU. `detail`: how the one before left it, one of the next three kinds or [`Kind::CAPPED`], which have a record of their own
+    /// only where the CPU then has nothing to do; 0: it had nothing to do, or that vCPU was held, or is over.
     RUN = 1, "run";
     /// Its slice is over.
     PREEMPT = 2, "preempt";

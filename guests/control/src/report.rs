@@ -161,6 +161,7 @@ pub fn registers(state: &VcpuState) -> Vec<String> {
 pub fn record(record: &Record, cpu: u32, name: &str) -> String {
     let kind = Kind(record.kind);
     let detail = match kind {
+        Kind::RUN if record.detail != 0 => format!("after {}", Kind(record.detail).text()),
         Kind::WAKE => format!("to CPU {}", record.detail),
         Kind::STEAL => format!("from CPU {}", record.detail),
         Kind::ENDED => Reason(record.detail).text().into(),
@@ -293,9 +294,15 @@ mod tests {
             "[    1.500000] cpu11 ended     hello/2 triple fault"
         );
         event.kind = Kind::RUN.0;
+        event.detail = 0;
         assert_eq!(
             record(&event, 0, "hello"),
             "[    1.500000] cpu0  run       hello/2"
+        );
+        event.detail = Kind::YIELD.0;
+        assert_eq!(
+            record(&event, 0, "hello"),
+            "[    1.500000] cpu0  run       hello/2 after yield"
         );
     }
 

@@ -72,13 +72,18 @@ pub fn skip<V: Vendor>(vcpu: &mut Context<V>) -> Result<(), Next> {
 /// As [`skip`].
 #[inline(always)]
 pub(super) fn length<V: Vendor>(vcpu: &mut Context<V>) -> Result<u8, Next> {
-    match vcpu.hw.instruction_length() {
+    match known_length(vcpu) {
         Some(length) => Ok(length),
-        None => match vcpu.lengths.find(vcpu.hw.rip(), vcpu.hw.cr3()) {
-            Some(length) => Ok(length),
-            None => decoded_length(vcpu),
-        },
+        None => decoded_length(vcpu),
     }
+}
+
+/// The same, where it need not be decoded.
+#[inline(always)]
+pub(super) fn known_length<V: Vendor>(vcpu: &Context<V>) -> Option<u8> {
+    vcpu.hw
+        .instruction_length()
+        .or_else(|| vcpu.lengths.find(vcpu.hw.rip(), vcpu.hw.cr3()))
 }
 
 /// Moves past it, and then does `next`.

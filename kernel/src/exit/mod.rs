@@ -13,11 +13,13 @@ mod instruction;
 mod io;
 pub(crate) mod mmio;
 mod msr;
+mod passing;
 mod string;
 
 pub use claimed::{Completion, complete};
 pub use decode_cache::DecodeCache;
 pub use instruction::{LengthCache, skip};
+pub use passing::Passer;
 
 use crate::hypercall;
 use crate::object::{Context, Ending, Run, Waiting};
@@ -47,6 +49,7 @@ pub fn handle<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit
             vcpu.counters.bump(Counter::Host);
             (Next::Resume, true)
         }
+        Exit::Served => (vcpu.deliver_interrupt(run.vcpu), false),
         Exit::Hypercall => {
             vcpu.counters.bump(Counter::Hypercall);
             (hypercall::handle(vcpu, run), false)
@@ -87,6 +90,7 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
     match exit {
         // The caller has served these.
         Exit::Host
+        | Exit::Served
         | Exit::Hypercall
         | Exit::Cpuid
         | Exit::Halt

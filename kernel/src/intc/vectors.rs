@@ -58,6 +58,13 @@ impl Vectors {
         self.0.iter().fold(0, |any, word| any | word) == 0
     }
 
+    /// Whether there is none but this.
+    #[inline(always)]
+    pub(super) fn is_only(mut self, vector: u8) -> bool {
+        self.set(vector, false);
+        self.is_empty()
+    }
+
     /// The highest.
     pub(super) fn highest(&self) -> Option<u8> {
         highest(self.0.iter().rev().copied())
@@ -86,6 +93,7 @@ mod tests {
                 prop_assert_eq!(vectors.set(vector, there), was);
                 prop_assert_eq!(vectors.highest(), model.last().copied());
                 prop_assert_eq!(vectors.is_empty(), model.is_empty());
+                prop_assert_eq!(vectors.is_only(vector), model.iter().all(|other| *other == vector));
                 let half = vectors.half(vector / 32);
                 prop_assert_eq!(half >> (vector % 32) & 1 != 0, there);
             }

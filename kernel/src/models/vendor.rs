@@ -11,8 +11,8 @@ use crate::arch::msr::Msr;
 use crate::mem::Hpa;
 use crate::mem::nested::Npt;
 use crate::virt::{
-    BadState, Capabilities, Event, Exit, Gprs, GuestInstructions, Lack, OutOfMemory, SegmentName,
-    Vcpu, Vendor,
+    BadState, Capabilities, Event, Exit, Gprs, GuestInstructions, Lack, OutOfMemory, Runner,
+    SegmentName, Vcpu, Vendor,
 };
 
 /// The vendor of models.
@@ -113,10 +113,13 @@ impl Vcpu<Model> for NoVcpu {
         Err(OutOfMemory)
     }
 
+    fn run<R: Runner<Model>>(runner: &mut R) -> Exit {
+        match *runner.parts().0 {}
+    }
+
     none! {
         fn attach(&mut self, &mut Tlb, &());
         fn detach(&mut self, &mut Tlb);
-        fn run(&mut self, &mut Tlb) -> Exit;
         fn set_deadline(&mut self, &mut Tlb, u64);
         fn gprs(&self) -> &Gprs;
         fn gprs_mut(&mut self) -> &mut Gprs;

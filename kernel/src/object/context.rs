@@ -11,7 +11,7 @@ use crate::arch::cpu::Cpu;
 use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, errata, fpu, time, trap};
 use crate::boot::cmdline::{self, Apics};
-use crate::exit::{self, Completion, DecodeCache, LengthCache, Next};
+use crate::exit::{self, Completion, DecodeCache, LengthCache, Next, Passer};
 use crate::intc::{LocalApic, Mode, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
@@ -643,13 +643,56 @@ impl<V: Vendor> Context<V> {
     /// asked for, or there is an INIT. Attached.
     #[inline(always)]
     pub fn deliver_interrupt(&mut self, vcpu: &Ref<Vcpu<V>>) -> Next {
-        let quiet = self.returned_interrupt.is_none()
-            && vcpu.requests.is_quiet()
-            && !self.domain.pc.as_ref().is_some_and(Pc::has_intr);
-        if quiet {
-            return Next::Resume;
+        if self.has_interrupt(vcpu) {
+            self.deliver_pending(vcpu)
+        } else {
+            Next::Resume
         }
-        self.deliver_pending(vcpu)
+    }
+
+    /// Whether [`Self::deliver_interrupt`] has something to look at.
+    #[inline(always)]
+    pub fn has_interrupt(&self, vcpu: &Vcpu<V>) -> bool {
+        self.returned_interrupt.is_some()
+            || !vcpu.requests.is_quiet()
+            || self.domain.pc.as_ref().is_some_and(Pc::has_intr)
+    }
+
+    /// Does what [`Self::deliver_interrupt`] does where the highest interrupt of the local APIC, which the kernel keeps, can be injected at once, and
+    /// nothing else is due; whether it is so. Nothing has been done otherwise. May be called in passing.
+    #[inline(always)]
+    pub fn deliver_in_passing(&mut self, vcpu: &Vcpu<V>) -> bool {
+        if self.returned_interrupt.is_some()
+            || vcpu.requests.has_signals()
+            || self.cpu_keeps_apic()
+            || self.takes_from_pic()
+        {
+            return false;
+        }
+        if self.offers_end() {
+            self.take_back_end();
+        }
+        let Some(apic) = &self.apic else {
+            return false;
+        };
+        match apic.deliverable(&vcpu.requests) {
+            Some(vector) if self.hw.inject_interrupt(vector) => {
+                self.accept(vector, vcpu);
+                true
+            }
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// The guest is given an interrupt of the local APIC.
+    #[inline(always)]
+    fn accept(&mut self, vector: u8, vcpu: &Vcpu<V>) {
+        if self.ends.is_enabled() {
+            self.accept_and_offer_end(vector, vcpu);
+        } else if let Some(apic) = &mut self.apic {
+            apic.accept(vector, &vcpu.requests);
+        }
     }
 
     #[inline(never)]
@@ -680,20 +723,12 @@ impl<V: Vendor> Context<V> {
             return self.ask_pic(vcpu);
         };
         if self.hw.inject_interrupt(vector) {
-            match &mut self.apic {
-                Some(_) if self.ends.is_enabled() => {
-                    self.accept_and_offer_end(vector, vcpu);
-                    return Next::Resume;
-                }
-                Some(apic) => {
-                    apic.accept(vector, &vcpu.requests);
-                    // It was the highest: all others wait for its end, which is looked at. Who raises a higher one prompts the vCPU.
-                    return Next::Resume;
-                }
-                None => {
-                    vcpu.requests.take(vector);
-                }
+            if self.apic.is_some() {
+                self.accept(vector, vcpu);
+                // It was the highest: all others wait for its end, which is looked at. Who raises a higher one prompts the vCPU.
+                return Next::Resume;
             }
+            vcpu.requests.take(vector);
             if !vcpu.requests.has_interrupt() {
                 return Next::Resume;
             }
@@ -739,7 +774,7 @@ impl<V: Vendor> Context<V> {
             if V::Vcpu::KEEPS_APIC && self.keeper == Keeper::KernelNow {
                 self.lend_apic(run.vcpu);
             }
-            let exit = self.hw.run(run.hardware);
+            let exit = V::Vcpu::run(&mut Passer { vcpu: self, run });
             let (next, window) = exit::handle(self, run, exit);
             if window {
                 // The interrupt that ended the run is still pending: it is taken here, through the host's IDT. A slice

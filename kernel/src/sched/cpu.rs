@@ -32,11 +32,21 @@ pub(super) struct Turn<V: Vendor> {
     /// The vCPU.
     pub(super) vcpu: Ref<Vcpu<V>>,
     /// Its weight, which is part of the CPU's load.
-    pub(super) weight: u64,
+    pub(super) weight: u16,
     /// The TSC from which on the CPU's time is its.
     pub(super) start: u64,
     /// The TSC when it has to leave the CPU.
     pub(super) end: u64,
+}
+
+/// What a CPU that was left does next.
+pub(super) struct After<V: Vendor> {
+    /// Whose turn it is, if the CPU was passed on.
+    pub(super) passed: Option<Turn<V>>,
+    /// How it was left, for the trace; [`Kind::NONE`]: the trace has a record of that.
+    how: Kind,
+    /// The TSC from which on it is free, or the next's.
+    since: u64,
 }
 
 /// How a vCPU has left a CPU.
@@ -56,35 +66,56 @@ impl<V: Vendor> Kernel<V> {
             // Every CPU that is online has its state.
             trap::halt_forever()
         };
+        // How it was left, and by whom.
+        let (mut how, mut last) = (Kind::NONE, (0, 0));
+        let mut now = time::tsc();
         loop {
-            cpu.watch.goes_on(time::tsc());
-            self.look_around(state, hardware);
-            let Some(mut turn) = self.sched.choose(state) else {
+            cpu.watch.goes_on(now);
+            if self.look_around(state, hardware) {
+                now = time::tsc();
+            }
+            let Some(mut turn) = self.sched.choose(state, now) else {
+                if how != Kind::NONE {
+                    let (domain, vcpu) = last;
+                    trace::record_at(cpu.id, now, how, domain, vcpu, 0);
+                    how = Kind::NONE;
+                }
                 self.idle(state);
+                now = time::tsc();
                 continue;
             };
-            while let Some(passed) = self.run_slice(state, &turn, hardware) {
-                turn = passed;
+            loop {
+                let after = self.run_slice(state, &turn, how, hardware);
+                (how, now) = (after.how, after.since);
+                match after.passed {
+                    Some(next) => turn = next,
+                    None => break,
+                }
             }
+            last = (turn.vcpu.domain.number, turn.vcpu.index);
         }
     }
 
-    /// What has to be done between two slices.
-    fn look_around(&'static self, state: &CpuState<V>, hardware: &mut V::Cpu) {
-        self.take_pending(state, hardware);
+    /// What has to be done between two slices; whether there was something.
+    fn look_around(&'static self, state: &CpuState<V>, hardware: &mut V::Cpu) -> bool {
+        let mut had = self.take_pending(state, hardware);
         if state.cpu.id == 0 && self.sched.attention.swap(false, Ordering::AcqRel) {
             root::attend(self, hardware);
+            had = true;
         }
-        reaper::step();
+        reaper::step() || had
     }
 
-    /// Takes what interrupt handlers and other CPUs have noted for this one, and wakes those whose time has come.
+    /// Takes what interrupt handlers and other CPUs have noted for this one, and wakes those whose time has come. Whether there was
+    /// something.
     #[inline(always)]
-    fn take_pending(&self, state: &CpuState<V>, hardware: &mut V::Cpu) {
+    fn take_pending(&self, state: &CpuState<V>, hardware: &mut V::Cpu) -> bool {
         // The timer's interrupt notes that somebody's time has come.
-        if state.cpu.is_pending() {
+        let is_pending = state.cpu.is_pending();
+        if is_pending {
             self.take_noted(state, hardware);
         }
+        is_pending
     }
 
     #[inline(never)]
@@ -154,18 +185,23 @@ impl<V: Vendor> Kernel<V> {
         state.idle.store(false, Ordering::SeqCst);
     }
 
-    /// Runs a vCPU that was chosen, until it leaves the CPU; whose turn it is then, if it has passed the CPU on.
+    /// Runs a vCPU that was chosen, until it leaves the CPU; `how` the last one did.
     fn run_slice(
         &'static self,
         state: &CpuState<V>,
         turn: &Turn<V>,
+        how: Kind,
         hardware: &mut V::Cpu,
-    ) -> Option<Turn<V>> {
+    ) -> After<V> {
         let (vcpu, deadline) = (&turn.vcpu, turn.end);
         let mut guard = vcpu.context.lock();
         let Some(context) = guard.as_deref_mut() else {
             // Only a domain that is over has given its contexts away, and that has no vCPU that is chosen.
-            return None;
+            return After {
+                passed: None,
+                how,
+                since: turn.start,
+            };
         };
         if context.clock.wants_steal_time() {
             let stolen = vcpu.entity.lock().info(turn.start).steal_ns;
@@ -177,7 +213,7 @@ impl<V: Vendor> Kernel<V> {
             Kind::RUN,
             vcpu.domain.number,
             vcpu.index,
-            state.cpu.id,
+            how.0,
         );
         self.enter_domain(state, vcpu, hardware);
         context.attach(hardware);
@@ -229,8 +265,7 @@ impl<V: Vendor> Kernel<V> {
         }
     }
 
-    /// The vCPU whose turn it was has been detached: it gives up the CPU and its context. Whose turn it is then, if it has passed the CPU
-    /// on.
+    /// The vCPU whose turn it was has been detached: it gives up the CPU and its context.
     #[inline(always)]
     fn give_up(
         &'static self,
@@ -238,9 +273,9 @@ impl<V: Vendor> Kernel<V> {
         turn: &Turn<V>,
         context: MutexGuard<'_, Option<Box<Context<V>>>>,
         left: &Left,
-    ) -> Option<Turn<V>> {
+    ) -> After<V> {
         state.interruptible.store(false, Ordering::Relaxed);
-        state.load.fetch_sub(turn.weight, Ordering::Relaxed);
+        state.unload(turn.weight);
         let passed = match state.handed.load(Ordering::Relaxed) {
             0 => None,
             _ => {
@@ -248,12 +283,12 @@ impl<V: Vendor> Kernel<V> {
                 state.next.lock().take()
             }
         };
-        let end = passed.as_ref().map_or_else(time::tsc, |turn| turn.start);
+        let since = passed.as_ref().map_or_else(time::tsc, |turn| turn.start);
         let entity = turn.vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
         drop(context);
-        self.leave(state, &turn.vcpu, entity, left, end);
-        passed
+        let how = self.leave(state, &turn.vcpu, entity, left, since);
+        After { passed, how, since }
     }
 
     /// Runs until something takes the CPU from the vCPU; whether that is somebody who was woken.
@@ -308,7 +343,7 @@ impl<V: Vendor> Kernel<V> {
         context.set_deadline(run.hardware, deadline.min(earliest));
     }
 
-    /// A vCPU has left the CPU, whose time was its up to `now`: what it does next.
+    /// A vCPU has left the CPU, whose time was its up to `now`: what it does next. How it has left, for the trace.
     fn leave(
         &'static self,
         state: &CpuState<V>,
@@ -316,7 +351,7 @@ impl<V: Vendor> Kernel<V> {
         mut entity: MutexGuard<'_, Entity>,
         left: &Left,
         now: u64,
-    ) {
+    ) -> Kind {
         let &Left {
             stop,
             ending,
@@ -324,20 +359,16 @@ impl<V: Vendor> Kernel<V> {
             rip,
         } = left;
         let units = &self.sched.units;
-        let note = |kind| {
-            let (domain, vcpu) = (vcpu.domain.number, vcpu.index);
-            trace::record_at(state.cpu.id, now, kind, domain, vcpu, 0);
-        };
         // The moment is accounted for with this, whatever it does next.
         let ran = entity.change(Activity::Held, now);
-        entity.charge(ran, units);
+        entity.charge(ran);
         vcpu.must_leave.store(false, Ordering::SeqCst);
         if entity.finished {
             entity.activity = Activity::Over;
             self.sched.stop_timer(vcpu, &entity);
             drop(entity);
             vcpu.domain.vcpu_left(vcpu.index, rip);
-            return;
+            return Kind::NONE;
         }
         if let Some(ending) = ending {
             entity.finished = true;
@@ -345,44 +376,41 @@ impl<V: Vendor> Kernel<V> {
             drop(entity);
             // It may have been ended meanwhile: then it has a reason.
             let _ = vcpu.domain.end(ending, vcpu.index, rip);
-            return;
+            return Kind::NONE;
         }
-        match stop {
-            Stop::Blocked(_) | Stop::Halted if entity.woken => {}
+        let how = match stop {
+            Stop::Blocked(_) | Stop::Halted if entity.woken => Kind::NONE,
             Stop::Halted => {
-                note(Kind::BLOCK);
                 entity.activity = Activity::Blocked;
                 entity.halted = true;
                 self.sched.stop_timer(vcpu, &entity);
                 vcpu.domain.halted.fetch_add(1, Ordering::AcqRel);
                 drop(entity);
                 vcpu.domain.vcpu_halted(vcpu.index, rip);
-                return;
+                return Kind::BLOCK;
             }
             Stop::Blocked(deadline) => {
-                note(Kind::BLOCK);
                 entity.activity = Activity::Blocked;
                 match deadline {
                     u64::MAX => self.sched.stop_timer(vcpu, &entity),
                     _ => state.queue.lock().timers.set(deadline, vcpu),
                 }
-                return;
+                return Kind::BLOCK;
             }
-            Stop::Yielded => note(Kind::YIELD),
+            Stop::Yielded => Kind::YIELD,
             Stop::SliceOver | Stop::Pending | Stop::Ended => {
                 entity.preemptions += 1;
-                note(Kind::PREEMPT);
+                Kind::PREEMPT
             }
-        }
+        };
         entity.woken = false;
         if entity.held {
-            return;
+            return how;
         }
         if let Some(until) = entity.capped_until(now, units) {
-            note(Kind::CAPPED);
             entity.activity = Activity::Capped;
             state.queue.lock().timers.set(until, vcpu);
-            return;
+            return Kind::CAPPED;
         }
         let position = if entity.credit <= 0 {
             entity.next_turn(units);
@@ -393,10 +421,23 @@ impl<V: Vendor> Kernel<V> {
             Position::Back
         };
         self.sched.enqueue(vcpu, &mut entity, position);
+        how
     }
 }
 
 impl<V: Vendor> CpuState<V> {
+    /// Somebody with this weight wants the CPU.
+    #[inline(always)]
+    pub(super) fn load(&self, weight: u16) {
+        self.load.fetch_add(weight.into(), Ordering::Relaxed);
+    }
+
+    /// Somebody with this weight wants it no longer.
+    #[inline(always)]
+    pub(super) fn unload(&self, weight: u16) {
+        self.load.fetch_sub(weight.into(), Ordering::Relaxed);
+    }
+
     /// Puts a barrier between the domain that is entered now and the last, if that was another one: its branches are not to be predicted
     /// by what the other did.
     #[inline(never)]
@@ -409,9 +450,8 @@ impl<V: Vendor> CpuState<V> {
 }
 
 impl<V: Vendor> Sched<V> {
-    /// Takes the vCPU that this CPU runs next. Its weight is part of the load until it leaves the CPU.
-    fn choose(&self, state: &CpuState<V>) -> Option<Turn<V>> {
-        let mut now = time::tsc();
+    /// Takes the vCPU that this CPU runs next, at `now`. Its weight is part of the load until it leaves the CPU.
+    fn choose(&self, state: &CpuState<V>, mut now: u64) -> Option<Turn<V>> {
         if now.saturating_sub(state.balanced.load(Ordering::Relaxed)) > self.units.balance {
             state.balanced.store(now, Ordering::Relaxed);
             self.even_out(state);
@@ -450,11 +490,11 @@ impl<V: Vendor> Sched<V> {
     fn take(&self, state: &CpuState<V>, place: &Place<Ref<Vcpu<V>>>, now: u64) -> Option<u64> {
         let mut entity = place.vcpu.entity.lock();
         if entity.activity != Activity::Ready || entity.ticket != place.ticket {
-            state.load.fetch_sub(place.weight, Ordering::Relaxed);
+            state.unload(place.weight);
             return None;
         }
         if entity.credit <= 0 && !entity.next_turn(&self.units) && !state.queue.lock().is_empty() {
-            state.load.fetch_sub(place.weight, Ordering::Relaxed);
+            state.unload(place.weight);
             entity.account(now);
             self.enqueue(&place.vcpu, &mut entity, Position::Back);
             return None;
@@ -479,7 +519,7 @@ impl<V: Vendor> Sched<V> {
                 .filter(|other| other.load.load(Ordering::Relaxed) > least)?;
             let given = other.queue.lock().give_away();
             let place = given?;
-            other.load.fetch_sub(place.weight, Ordering::Relaxed);
+            other.unload(place.weight);
             let mut entity = place.vcpu.entity.lock();
             if entity.activity == Activity::Ready && entity.ticket == place.ticket {
                 trace::record(
@@ -489,7 +529,7 @@ impl<V: Vendor> Sched<V> {
                     entity.cpu,
                 );
                 self.move_to(state, &place.vcpu, &mut entity);
-                state.load.fetch_add(place.weight, Ordering::Relaxed);
+                state.load(place.weight);
                 drop(entity);
                 return Some(place);
             }

@@ -129,13 +129,14 @@ impl Entity {
     }
 
     /// Its weight.
-    pub const fn weight(&self) -> u64 {
-        self.schedule.weight as u64
+    pub const fn weight(&self) -> u16 {
+        const _: () = assert!(Schedule::MAX_WEIGHT <= u16::MAX as u32);
+        self.schedule.weight as u16
     }
 
     /// Ticks of one turn.
     pub const fn turn(&self, units: &Units) -> i64 {
-        (units.turn * self.weight() / Schedule::USUAL.weight as u64) as i64
+        (units.turn * self.weight() as u64 / Schedule::USUAL.weight as u64) as i64
     }
 
     /// From `now` on it does something else; the ticks that it did the old.
@@ -159,9 +160,9 @@ impl Entity {
     }
 
     /// It leaves its CPU: what it ran is charged to its turn and its cap.
-    pub fn charge(&mut self, ticks: u64, units: &Units) {
-        let least = -32 * self.turn(units);
-        self.credit = self.credit.saturating_sub_unsigned(ticks).max(least);
+    #[inline]
+    pub const fn charge(&mut self, ticks: u64) {
+        self.credit = self.credit.saturating_sub_unsigned(ticks);
         self.cap_used = self.cap_used.saturating_add(ticks);
     }
 
@@ -175,8 +176,9 @@ impl Entity {
         }
         const _: () = assert!(Schedule::MAX_WEIGHT <= 1 << 15);
         // Nobody has been blocked for so long that it would matter.
-        let product = ticks.min(1 << 48).wrapping_mul(self.weight());
-        let share = product / others.saturating_add(self.weight()).max(1);
+        let weight = u64::from(self.weight());
+        let product = ticks.min(1 << 48).wrapping_mul(weight);
+        let share = product / others.saturating_add(weight).max(1);
         self.credit += share.min(most.abs_diff(self.credit)) as i64;
     }
 
@@ -195,10 +197,10 @@ impl Entity {
         self.switches += 1;
     }
 
-    /// Another turn; whether it may run then.
+    /// Another turn; whether it may run then. Of a debt no more is paid than 32 turns.
     pub fn next_turn(&mut self, units: &Units) -> bool {
         let turn = self.turn(units);
-        self.credit = (self.credit + turn).min(turn);
+        self.credit = (self.credit.max(-32 * turn) + turn).min(turn);
         self.credit > 0
     }
 
@@ -319,13 +321,14 @@ mod tests {
     fn who_runs_too_long_waits_longer() {
         let mut entity = entity(256, 0);
         assert!(entity.next_turn(&UNITS));
-        entity.charge(25_000, &UNITS);
+        entity.charge(25_000);
         assert_eq!(entity.credit, -15_000);
         assert!(!entity.next_turn(&UNITS));
         assert!(entity.next_turn(&UNITS));
         assert_eq!(entity.credit, 5_000);
-        entity.charge(u64::MAX, &UNITS);
-        assert_eq!(entity.credit, -320_000, "but not for ever");
+        entity.charge(u64::MAX);
+        assert!(!entity.next_turn(&UNITS));
+        assert_eq!(entity.credit, -310_000, "but not for ever");
     }
 
     #[test]
@@ -343,7 +346,7 @@ mod tests {
         entity.next_turn(&UNITS);
         assert_eq!(entity.slice(0, &UNITS), 12_500);
         assert_eq!(entity.capped_until(0, &UNITS), None);
-        entity.charge(13_500, &UNITS);
+        entity.charge(13_500);
         assert_eq!(entity.capped_until(13_500, &UNITS), Some(50_000));
         assert_eq!(entity.slice(50_000, &UNITS), 11_500);
         assert_eq!(entity.slice(100_000, &UNITS), 12_500);
@@ -353,7 +356,7 @@ mod tests {
     fn without_a_cap_only_the_turn_bounds() {
         let mut entity = entity(256, 0);
         entity.next_turn(&UNITS);
-        entity.charge(1_000_000, &UNITS);
+        entity.charge(1_000_000);
         assert_eq!(entity.capped_until(1_000_000, &UNITS), None);
         assert_eq!(entity.slice(1_000_000, &UNITS), 0);
     }

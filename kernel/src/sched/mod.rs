@@ -218,6 +218,7 @@ impl<V: Vendor> Sched<V> {
     }
 
     /// As [`Self::enqueue`], on this CPU, which is not told.
+    #[inline(always)]
     fn enqueue_at(
         &self,
         target: &CpuState<V>,
@@ -234,7 +235,7 @@ impl<V: Vendor> Sched<V> {
             weight: entity.weight(),
             pinned: entity.pin().is_some(),
         };
-        target.load.fetch_add(place.weight, Ordering::Relaxed);
+        target.load(place.weight);
         target.queue.lock().add(place, position);
     }
 
@@ -260,11 +261,8 @@ impl<V: Vendor> Sched<V> {
             return;
         };
         let mut queue = state.queue.lock();
-        let before = queue.weight();
-        queue.remove(vcpu);
-        state
-            .load
-            .fetch_sub(before - queue.weight(), Ordering::Relaxed);
+        let weights = queue.remove(vcpu);
+        state.load.fetch_sub(weights, Ordering::Relaxed);
     }
 
     /// The CPU for which a vCPU waits, or that it runs on, is this one.
@@ -388,7 +386,7 @@ impl<V: Vendor> Sched<V> {
         self.move_to(here, vcpu, entity);
         entity.starts();
         let weight = entity.weight();
-        here.load.fetch_add(weight, Ordering::Relaxed);
+        here.load(weight);
         *next = Some(Turn {
             vcpu: vcpu.clone(),
             weight,

@@ -14,7 +14,7 @@ pub struct Place<T> {
     /// The vCPU's ticket; another one means that the place is out of date.
     pub ticket: u32,
     /// Its weight, which is part of the CPU's load.
-    pub weight: u64,
+    pub weight: u16,
     /// It must not go to another CPU.
     pub pinned: bool,
 }
@@ -39,8 +39,6 @@ pub struct Queue<T> {
     ready: VecDeque<Place<T>>,
     /// Who waits for a time.
     pub timers: Timers<T>,
-    /// The sum of the weights of those that are ready.
-    weight: u64,
 }
 
 impl<T: Waiter + PartialEq> Queue<T> {
@@ -51,7 +49,6 @@ impl<T: Waiter + PartialEq> Queue<T> {
             boosted: VecDeque::new(),
             ready: VecDeque::new(),
             timers: Timers::new(),
-            weight: 0,
         }
     }
 
@@ -71,7 +68,6 @@ impl<T: Waiter + PartialEq> Queue<T> {
     /// Adds one. There is room: [`Queue::reserve`] made it.
     #[inline]
     pub fn add(&mut self, place: Place<T>, position: Position) {
-        self.weight += place.weight;
         match position {
             Position::Boosted if !self.has_boosted() => self.first = Some(place),
             Position::Boosted => self.boosted.push_back(place),
@@ -82,41 +78,33 @@ impl<T: Waiter + PartialEq> Queue<T> {
 
     /// Takes the next one.
     pub fn next(&mut self) -> Option<Place<T>> {
-        let place = self
-            .first
+        self.first
             .take()
             .or_else(|| self.boosted.pop_front())
-            .or_else(|| self.ready.pop_front())?;
-        self.weight -= place.weight;
-        Some(place)
+            .or_else(|| self.ready.pop_front())
     }
 
     /// Takes one that may run on another CPU, whoever would have to wait longest first.
     pub fn give_away(&mut self) -> Option<Place<T>> {
         let at = self.ready.iter().rposition(|place| !place.pinned);
-        let place = match at {
+        match at {
             Some(at) => self.ready.remove(at),
             None => self.first.take_if(|place| !place.pinned).or_else(|| {
                 let at = self.boosted.iter().position(|place| !place.pinned)?;
                 self.boosted.remove(at)
             }),
-        }?;
-        self.weight -= place.weight;
-        Some(place)
+        }
     }
 
-    /// Takes out a vCPU, wherever it is.
-    pub fn remove(&mut self, vcpu: &T) {
-        if let Some(place) = self.first.take_if(|place| place.vcpu == *vcpu) {
-            self.weight -= place.weight;
-        }
-        for list in [&mut self.boosted, &mut self.ready] {
-            if let Some(at) = list.iter().position(|place| place.vcpu == *vcpu)
-                && let Some(place) = list.remove(at)
-            {
-                self.weight -= place.weight;
-            }
-        }
+    /// Takes out a vCPU, wherever it is: the weights of its places.
+    pub fn remove(&mut self, vcpu: &T) -> u64 {
+        let first = self.first.take_if(|place| place.vcpu == *vcpu);
+        let others = [&mut self.boosted, &mut self.ready].map(|list| {
+            let at = list.iter().position(|place| place.vcpu == *vcpu)?;
+            list.remove(at)
+        });
+        let places = first.into_iter().chain(others.into_iter().flatten());
+        places.map(|place| u64::from(place.weight)).sum()
     }
 
     /// Whether somebody has been woken and should run at once.
@@ -127,11 +115,6 @@ impl<T: Waiter + PartialEq> Queue<T> {
     /// Whether nobody is ready.
     pub fn is_empty(&self) -> bool {
         !self.has_boosted() && self.ready.is_empty()
-    }
-
-    /// The sum of the weights of those that are ready.
-    pub const fn weight(&self) -> u64 {
-        self.weight
     }
 }
 
@@ -154,7 +137,7 @@ mod tests {
         Place {
             vcpu: Number(number),
             ticket: 0,
-            weight: u64::from(number),
+            weight: number as u16,
             pinned,
         }
     }
@@ -177,12 +160,10 @@ mod tests {
             (4, false, Position::Boosted),
             (5, false, Position::Back),
         ]);
-        assert_eq!(queue.weight(), 15);
         let order: Vec<_> = core::iter::from_fn(|| queue.next())
             .map(|place| place.vcpu.0)
             .collect();
         assert_eq!(order, [2, 4, 3, 1, 5]);
-        assert_eq!(queue.weight(), 0);
     }
 
     #[test]
@@ -197,7 +178,7 @@ mod tests {
             .map(|place| place.vcpu.0)
             .collect();
         assert_eq!(given, [1, 4]);
-        assert_eq!(queue.weight(), 5);
+        assert!(!queue.is_empty());
     }
 
     #[test]
@@ -207,10 +188,10 @@ mod tests {
             (2, false, Position::Boosted),
             (3, false, Position::Back),
         ]);
-        queue.remove(&Number(2));
-        queue.remove(&Number(3));
-        queue.remove(&Number(7));
+        assert_eq!(queue.remove(&Number(2)), 2);
+        assert_eq!(queue.remove(&Number(3)), 3);
+        assert_eq!(queue.remove(&Number(7)), 0);
         assert_eq!(queue.next().unwrap().vcpu, Number(1));
-        assert!(queue.is_empty() && queue.weight() == 0);
+        assert!(queue.is_empty());
     }
 }

@@ -8,6 +8,8 @@ use crate::mem::Gpa;
 pub enum Exit {
     /// Something of the host's: an interrupt (still pending), an NMI (handled), the end of the slice. The guest did nothing.
     Host,
+    /// An exit has been served, and counted, in passing ([`Runner`](super::Runner)); an interrupt may have become deliverable by it.
+    Served,
     /// VMCALL or VMMCALL, whichever is this vendor's.
     Hypercall,
     /// CPUID.

@@ -103,7 +103,9 @@ pub trait Vcpu<V: Vendor>: Sized {
     ///
     /// An event whose delivery the exit interrupted is injected again by the next `run`, unless an exception injected
     /// meanwhile combines with it (SDM table 7-5).
-    fn run(&mut self, cpu: &mut V::Cpu) -> Exit;
+    ///
+    /// `runner` has the vCPU. Exits that it serves in passing are not told, if it is asked: that is the vendor's choice.
+    fn run<R: Runner<V>>(runner: &mut R) -> Exit;
 
     /// Bounds the guest's run: an exit comes no later than at this TSC value even where interrupts do not cause one (VMX:
     /// preemption timer). Vendors without such a timer rely on the host's APIC timer and do nothing.
@@ -208,6 +210,43 @@ pub trait Vcpu<V: Vendor>: Sized {
 
     /// Writes the control structure field by field, for the report of a failed entry.
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
+
+/// Who has a vCPU run, and serves exits in passing, while the guest's state is still on the CPU. Of that the general registers can be
+/// reached, and what SVM's VMRUN switches: RIP, RFLAGS, control registers, CS, SS, DS, ES, but neither the other segments nor the
+/// MSRs of SYSCALL and SYSENTER.
+///
+/// The registers by which the kernel finds what is its CPU's are the guest's: nothing that serves an exit may ask which CPU it is, write
+/// to the log, or end in a fault. It skips the instruction and counts the exit.
+pub trait Runner<V: Vendor> {
+    /// The vCPU, which is attached, and what its CPU holds.
+    fn parts(&mut self) -> (&mut V::Vcpu, &mut V::Cpu);
+    /// Serves [`Exit::Hypercall`], where RAX says that it is [`Call::VERSION`](plinth_abi::Call::VERSION).
+    fn serve_null_call(&mut self) -> Served;
+    /// Serves [`Exit::Cpuid`].
+    fn serve_cpuid(&mut self) -> Served;
+    /// Serves [`Exit::ReadMsr`] of TPR.
+    fn serve_read_tpr(&mut self) -> Served;
+    /// Serves [`Exit::WriteMsr`] of TPR.
+    fn serve_write_tpr(&mut self) -> Served;
+    /// Serves [`Exit::WriteMsr`] of EOI.
+    fn serve_write_eoi(&mut self) -> Served;
+    /// Serves [`Exit::WriteMsr`] of SELF IPI.
+    fn serve_self_ipi(&mut self) -> Served;
+    /// After [`Served::Interrupted`]: whether the interrupt has been injected, or waits for another. Else [`Exit::Served`] has to follow.
+    fn deliver(&mut self) -> bool;
+}
+
+/// What has been done about an exit.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Served {
+    /// Nothing.
+    No,
+    /// Everything: the guest goes on behind the instruction.
+    Yes,
+    /// Everything, but there is an interrupt to be looked at.
+    Interrupted,
 }
 
 /// Clears the bits of `count` ports from `first` on in a map that has a bit for each port.

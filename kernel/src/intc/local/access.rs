@@ -107,20 +107,45 @@ impl LocalApic {
         value: u64,
         requests: &Requests,
     ) -> Option<Effect> {
-        const TSC_DEADLINE: u32 = Msr::IA32_TSC_DEADLINE.0;
         const TPR: u32 = Msr::X2APIC_TPR.0;
         const EOI: u32 = Msr::X2APIC_EOI.0;
         const SELF_IPI: u32 = Msr::X2APIC_SELF_IPI.0;
-        match (msr, value, self.mode) {
-            (TPR, 0..=0xff, Mode::X2Apic) => {
-                self.task_priority = value as u8;
-                Some(Effect::Changed)
-            }
-            (TSC_DEADLINE, ..) => Some(self.set_tsc_deadline(value)),
-            (EOI, 0, Mode::X2Apic) => Some(self.end_of_interrupt(requests)),
-            (SELF_IPI, 0..=0xff, Mode::X2Apic) => Some(self.interrupt_self(value as u8, requests)),
+        const TSC_DEADLINE: u32 = Msr::IA32_TSC_DEADLINE.0;
+        match msr {
+            TPR => self.write_tpr(value).then_some(Effect::Changed),
+            TSC_DEADLINE => Some(self.set_tsc_deadline(value)),
+            EOI if value == 0 && self.mode == Mode::X2Apic => Some(self.end_of_interrupt(requests)),
+            SELF_IPI => self
+                .write_self_ipi(value, requests)
+                .then_some(Effect::Changed),
             _ => None,
         }
+    }
+
+    /// TPR in x2APIC mode.
+    #[inline(always)]
+    pub fn read_tpr(&self) -> Option<u8> {
+        (self.mode == Mode::X2Apic).then_some(self.task_priority)
+    }
+
+    /// WRMSR of TPR; whether it is legal, and done. What it leads to is that an interrupt may be delivered.
+    #[inline(always)]
+    pub fn write_tpr(&mut self, value: u64) -> bool {
+        let is_legal = self.mode == Mode::X2Apic && value <= 0xff;
+        if is_legal {
+            self.task_priority = value as u8;
+        }
+        is_legal
+    }
+
+    /// WRMSR of SELF IPI; whether it is legal, and done. What it leads to is that an interrupt may be delivered.
+    #[inline(always)]
+    pub fn write_self_ipi(&mut self, value: u64, requests: &Requests) -> bool {
+        let is_legal = self.mode == Mode::X2Apic && value <= 0xff;
+        if is_legal {
+            let _ = self.interrupt_self(value as u8, requests);
+        }
+        is_legal
     }
 
     #[inline]

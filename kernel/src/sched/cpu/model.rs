@@ -19,7 +19,7 @@ impl Kernel<Model> {
         machine::take_place(state.cpu);
         while !machine::is_over() {
             self.look_around(state, tlb);
-            let mut next = self.sched.choose(state);
+            let mut next = self.sched.choose(state, machine::time::tsc());
             if next.is_none() {
                 self.idle(state);
             }
@@ -67,7 +67,7 @@ impl Kernel<Model> {
             gives_way,
             rip: 0,
         };
-        Some(self.give_up(state, turn, context, &left))
+        Some(self.give_up(state, turn, context, &left).passed)
     }
 }
 
@@ -113,7 +113,7 @@ impl Sched<Model> {
             .collect();
         let mut loads: Vec<u64> = places
             .iter()
-            .map(|places| places.iter().map(|place| place.weight).sum())
+            .map(|places| places.iter().map(|place| u64::from(place.weight)).sum())
             .collect();
         for vcpu in vcpus {
             let entity = vcpu.entity.lock();
@@ -138,7 +138,7 @@ impl Sched<Model> {
                         entity.pin().is_none_or(|pin| pin == entity.cpu),
                         "a vCPU runs where it must not"
                     );
-                    loads[cpu] += entity.weight();
+                    loads[cpu] += u64::from(entity.weight());
                 }
                 _ => {}
             }

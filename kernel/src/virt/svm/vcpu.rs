@@ -11,7 +11,7 @@ use core::fmt;
 use bitflags::bitflags;
 use plinth_abi::{Segment, VcpuState};
 
-use super::enter::{self, Context};
+use super::enter::{self, Context, Serve};
 use super::events::Events;
 use super::exit_code::ExitCode;
 use super::exits::{self, Outcome, Report};
@@ -31,7 +31,9 @@ use crate::virt::event::vector;
 use crate::virt::exit::EntryFailure;
 use crate::virt::guard::Guards;
 use crate::virt::tag::{Flush, Tag};
-use crate::virt::{BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu};
+use crate::virt::{
+    BadState, Event, EventKind, Exit, Gprs, OutOfMemory, Runner, SegmentName, Served, Vcpu,
+};
 
 /// PAUSEs that a guest executes in a row before it is noticed, and the cycles between two that make a row.
 const PAUSE_COUNT: u16 = 3000;
@@ -76,6 +78,8 @@ pub struct SvmVcpu {
     shadow: Shadow,
     /// The interrupt window opens again at the next exit.
     window_waits: bool,
+    /// The next exit is looked at, whatever it is: for a shadow that is kept, or a window that waits.
+    is_looked_at: bool,
     tag: Tag,
     /// The CPU it was attached to last.
     cpu: Option<u32>,
@@ -228,6 +232,33 @@ impl SvmVcpu {
         Ok(())
     }
 
+    /// Why the guest has left.
+    #[inline(always)]
+    fn why(&mut self, code: ExitCode) -> Exit {
+        if self.is_looked_at {
+            return self.left();
+        }
+        // An instruction that exits interrupts no delivery and comes after a virtual interrupt, so neither is looked at.
+        match code {
+            SERVED => Exit::Served,
+            ExitCode::VMMCALL => Exit::Hypercall,
+            ExitCode::CPUID => Exit::Cpuid,
+            ExitCode::MSR if self.vmcb.control.exit_info1 == 0 => Exit::ReadMsr,
+            ExitCode::MSR => Exit::WriteMsr,
+            ExitCode::IOIO => Exit::Io(exits::io(self.vmcb.control.exit_info1)),
+            ExitCode::HLT => Exit::Halt,
+            // One that a delivery or an offer was interrupted by is looked at closely.
+            ExitCode::NPF
+                if !self.vmcb.control.exit_int_info.is_valid()
+                    && !self.vmcb.control.virtual_interrupt.irq() =>
+            {
+                let control = &self.vmcb.control;
+                exits::nested_fault(control.exit_info1, control.exit_info2)
+            }
+            _ => self.left(),
+        }
+    }
+
     /// Every exit but those that are to be quick.
     #[inline(never)]
     fn left(&mut self) -> Exit {
@@ -311,6 +342,7 @@ impl SvmVcpu {
             self.set_window(false);
             self.window_waits = true;
         }
+        self.is_looked_at = holds || is_early;
         is_early
     }
 
@@ -369,6 +401,92 @@ impl SvmVcpu {
 fn load_cr2(value: u64) {
     // SAFETY: CR2 has no effect on anything.
     unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// What [`enter::enter`] returns where an exit has been served, and something is due before the next entry: the code of an access to CR1, which there
+/// is none of.
+const SERVED: ExitCode = ExitCode(1);
+
+/// Has `runner` serve an exit. Whatever is not usual follows in another function: what is has no registers to save.
+#[inline(always)]
+fn pass<R: Runner<Svm>>(runner: &mut R, serve: impl FnOnce(&mut R) -> Served) -> u64 {
+    let (vcpu, _) = runner.parts();
+    let code = vcpu.vmcb.control.exit_code;
+    if vcpu.is_looked_at {
+        return code.0;
+    }
+    vcpu.context.gprs.rax = vcpu.vmcb.save.rax;
+    let served = serve(runner);
+    let (vcpu, _) = runner.parts();
+    match served {
+        Served::No => return code.0,
+        Served::Interrupted => return deliver(runner),
+        Served::Yes => {}
+    }
+    vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
+    if vcpu.changes.is_empty() {
+        return enter::AGAIN;
+    }
+    prepare(runner)
+}
+
+/// Has `runner` deliver an interrupt.
+#[inline(never)]
+fn deliver<R: Runner<Svm>>(runner: &mut R) -> u64 {
+    let is_done = runner.deliver();
+    let (vcpu, _) = runner.parts();
+    vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
+    if is_done { prepare(runner) } else { SERVED.0 }
+}
+
+/// Does what is due before the next entry.
+fn prepare<R: Runner<Svm>>(runner: &mut R) -> u64 {
+    let (vcpu, cpu) = runner.parts();
+    if vcpu.changes.is_empty() {
+    } else if vcpu.changes == Changes::SETTLE {
+        vcpu.settle();
+    } else if vcpu.prepare(cpu).is_err() {
+        // It is found again, and told, at the next entry.
+        return SERVED.0;
+    }
+    enter::AGAIN
+}
+
+// SAFETY: they use nothing of the CPU's but what the contract of `Runner` leaves them.
+unsafe impl<R: Runner<Svm>> Serve for R {
+    unsafe extern "sysv64" fn hypercall(this: *mut Self) -> u64 {
+        // SAFETY: it was given to `enter` as the only pointer.
+        pass(unsafe { &mut *this }, R::serve_null_call)
+    }
+
+    unsafe extern "sysv64" fn cpuid(this: *mut Self) -> u64 {
+        // SAFETY: as above.
+        pass(unsafe { &mut *this }, R::serve_cpuid)
+    }
+
+    unsafe extern "sysv64" fn msr(this: *mut Self) -> u64 {
+        // SAFETY: as above.
+        let runner = unsafe { &mut *this };
+        let (vcpu, _) = runner.parts();
+        let is_read = vcpu.vmcb.control.exit_info1 == 0;
+        match (Msr(vcpu.context.gprs.rcx as u32), is_read) {
+            (Msr::X2APIC_TPR, true) => pass(runner, R::serve_read_tpr),
+            (Msr::X2APIC_TPR, false) => pass(runner, R::serve_write_tpr),
+            (Msr::X2APIC_EOI, false) => write_eoi(runner),
+            (Msr::X2APIC_SELF_IPI, false) => self_ipi(runner),
+            _ => ExitCode::MSR.0,
+        }
+    }
+}
+
+#[inline(never)]
+fn write_eoi<R: Runner<Svm>>(runner: &mut R) -> u64 {
+    pass(runner, R::serve_write_eoi)
+}
+
+#[inline(never)]
+fn self_ipi<R: Runner<Svm>>(runner: &mut R) -> u64 {
+    pass(runner, R::serve_self_ipi)
 }
 
 impl Vcpu<Svm> for SvmVcpu {
@@ -436,6 +554,7 @@ impl Vcpu<Svm> for SvmVcpu {
                 vmcb: vmcb.hpa(),
                 host: Hpa::default(),
                 guards: Guards::default(),
+                exit_code: (&raw const vmcb.control.exit_code).addr(),
             },
             vmcb,
             changes: Changes::empty(),
@@ -446,6 +565,7 @@ impl Vcpu<Svm> for SvmVcpu {
             spec_ctrl: 0,
             shadow: Shadow::default(),
             window_waits: false,
+            is_looked_at: false,
             tag: Tag::NONE,
             cpu: None,
             identity,
@@ -480,41 +600,24 @@ impl Vcpu<Svm> for SvmVcpu {
     }
 
     #[inline(always)]
-    fn run(&mut self, cpu: &mut SvmCpu) -> Exit {
-        if !self.changes.is_empty() || cpu.flush {
-            if self.changes == Changes::SETTLE && !cpu.flush {
-                self.settle();
-            } else if let Err(failure) = self.prepare(cpu) {
+    fn run<R: Runner<Svm>>(runner: &mut R) -> Exit {
+        let (vcpu, cpu) = runner.parts();
+        if !vcpu.changes.is_empty() || cpu.flush {
+            if vcpu.changes == Changes::SETTLE && !cpu.flush {
+                vcpu.settle();
+            } else if let Err(failure) = vcpu.prepare(cpu) {
                 return failure;
             }
         }
-        self.vmcb.save.rax = self.context.gprs.rax;
+        vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
+        let context = &raw mut vcpu.context;
         // SAFETY: there is a `SvmCpu` only while SVM is on, and the vCPU is attached to it, so `context.host` is its. The
         // block is this vCPU's alone and passed the validator when it was last changed; the domain, whose tables and
         // maps it names, outlives its vCPUs.
-        unsafe { enter::enter(&mut self.context) };
-        self.context.gprs.rax = self.vmcb.save.rax;
-        if self.shadow.is_kept() || self.window_waits {
-            return self.left();
-        }
-        // An instruction that exits interrupts no delivery and comes after a virtual interrupt, so neither is looked at.
-        match self.vmcb.control.exit_code {
-            ExitCode::VMMCALL => Exit::Hypercall,
-            ExitCode::CPUID => Exit::Cpuid,
-            ExitCode::MSR if self.vmcb.control.exit_info1 == 0 => Exit::ReadMsr,
-            ExitCode::MSR => Exit::WriteMsr,
-            ExitCode::IOIO => Exit::Io(exits::io(self.vmcb.control.exit_info1)),
-            ExitCode::HLT => Exit::Halt,
-            // One that a delivery or an offer was interrupted by is looked at closely.
-            ExitCode::NPF
-                if !self.vmcb.control.exit_int_info.is_valid()
-                    && !self.vmcb.control.virtual_interrupt.irq() =>
-            {
-                let control = &self.vmcb.control;
-                exits::nested_fault(control.exit_info1, control.exit_info2)
-            }
-            _ => self.left(),
-        }
+        let code = unsafe { enter::enter(context, core::ptr::from_mut(runner)) };
+        let (vcpu, _) = runner.parts();
+        vcpu.context.gprs.rax = vcpu.vmcb.save.rax;
+        vcpu.why(ExitCode(code))
     }
 
     fn set_deadline(&mut self, _cpu: &mut SvmCpu, _tsc: u64) {
@@ -719,6 +822,7 @@ impl Vcpu<Svm> for SvmVcpu {
             return Err(BadState(rule));
         }
         self.shadow = Shadow::default();
+        self.is_looked_at = self.window_waits;
         self.load_tsc_aux();
         Ok(())
     }

@@ -35,7 +35,7 @@ use crate::virt::event::vector;
 use crate::virt::guard::Guards;
 use crate::virt::tag::{Flush, Tag};
 use crate::virt::{
-    BadState, Event, EventKind, Exit, Gprs, OutOfMemory, SegmentName, Vcpu, VirtualApic,
+    BadState, Event, EventKind, Exit, Gprs, OutOfMemory, Runner, SegmentName, Vcpu, VirtualApic,
     VirtualInterrupts,
 };
 
@@ -633,8 +633,9 @@ impl Vcpu<Vmx> for VmxVcpu {
     }
 
     #[inline(always)]
-    fn run(&mut self, _cpu: &mut VmxCpu) -> Exit {
-        let inner = &mut *self.0;
+    fn run<R: Runner<Vmx>>(runner: &mut R) -> Exit {
+        let (vcpu, _) = runner.parts();
+        let inner = &mut *vcpu.0;
         debug_assert!(inner.attached);
         // SAFETY: the vCPU is attached to this CPU, by the boundary's contract: its VMCS is current, set up for `area`, which
         // is on the heap and does not move, and holds this CPU's host state. The nested tables and bitmaps are the domain's.
