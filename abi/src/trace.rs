@@ -45,7 +45,8 @@ kinds! {
     /// Nothing.
     NONE = 0, "nothing";
     /// A vCPU takes the CPU. `detail`: how the one before left it, one of the next three kinds or [`Kind::CAPPED`], which have a record of their own
-    /// only where the CPU then has nothing to do; 0: it had nothing to do, or that vCPU was held, or is over.
+    /// only where the CPU then has nothing to do; 0: it had nothing to do, or that vCPU had halted for good, or is over, or found that what it was
+    /// about to wait for had come.
     RUN = 1, "run";
     /// Its slice is over.
     PREEMPT = 2, "preempt";

@@ -111,6 +111,7 @@ fn main() -> u64 {
             msr::pat_own,
             msr::pat_illegal_types,
             msr::bases_keep_values,
+            msr::exits_keep_switched_registers,
             msr::bases_non_canonical,
             msr::fs_base_is_used,
             msr::swapgs,

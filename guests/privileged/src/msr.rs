@@ -1,9 +1,10 @@
 //! Model-specific registers: those that a guest has, their rules, and #GP(0) for all others.
 
+use plinth_rt::abi::{Call, Status, cpuid as leaves};
 use plinth_rt::cpu::{self, rdmsr, wrmsr};
 use plinth_rt::suite::{must_fault, must_fault_user, trapped};
 use plinth_rt::trap::vector;
-use plinth_rt::{Gprs, Outcome, check, check_eq, snippet};
+use plinth_rt::{Gprs, Outcome, check, check_eq, hypercall, snippet};
 
 const EFER: u32 = 0xc000_0080;
 const STAR: u32 = 0xc000_0081;
@@ -149,6 +150,62 @@ pub fn bases_keep_values() -> Outcome {
         keeps(msr, 0x7fff_1234_5678)?;
         keeps(msr, 0xffff_8000_1234_5678)?;
     }
+    Ok(())
+}
+
+fn called(call: Call) -> Outcome {
+    let (status, _) = hypercall::call(call, [0; 3]);
+    check!(status == Status::OK, "{call:?}: {status:?}");
+    Ok(())
+}
+
+/// Exits of every kind of way in and out of the guest: those that the hypervisor serves with these registers still on the CPU, and those for
+/// which it switches them; one after the other, and with another vCPU's turn between.
+pub fn exits_keep_switched_registers() -> Outcome {
+    let values = [
+        (FS_BASE, 0x1111_2222_3000),
+        (GS_BASE, 0xffff_8000_4444_5000),
+        (KERNEL_GS_BASE, 0xffff_8000_6666_7000),
+        (STAR, 0x0018_0008_1234_5678),
+        (LSTAR, 0xffff_8000_0000_1000),
+        (CSTAR, 0xffff_8000_0000_2000),
+        (SFMASK, 0x0000_0700),
+        (SYSENTER_CS, 0x8),
+        (SYSENTER_ESP, 0x7fff_0000_3000),
+        (SYSENTER_EIP, 0xffff_8000_0000_4000),
+    ];
+    let exits: [fn() -> Outcome; 4] = [
+        || {
+            cpu::cpuid(leaves::LEAF_SIGNATURE, 0);
+            Ok(())
+        },
+        || called(Call::VERSION),
+        || called(Call::YIELD),
+        || rdmsr(EFER).map(|_| ()).map_err(Into::into),
+    ];
+    let mut before = values;
+    for (msr, value) in &mut before {
+        *value = rdmsr(*msr)?;
+    }
+    let mut wrong = None;
+    for (msr, value) in values {
+        wrmsr(msr, value)?;
+    }
+    for first in exits {
+        for second in exits {
+            first()?;
+            second()?;
+            for (msr, value) in values {
+                if rdmsr(msr)? != value {
+                    wrong = wrong.or(Some(msr));
+                }
+            }
+        }
+    }
+    for (msr, value) in before {
+        wrmsr(msr, value)?;
+    }
+    check!(wrong.is_none(), "MSR {wrong:x?} has changed");
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! Exits that are served in passing, while the guest's state is still on the CPU: what needs little more than general registers, and comes
 //! often. Whatever is not as usual is left to those that serve the exit otherwise.
 
+#![allow(unsafe_code, reason = "promises what entry code relies on")]
+
 use plinth_abi::Status;
 
 use super::{cpuid, instruction};
@@ -47,7 +49,8 @@ impl<V: Vendor> Passer<'_, '_, V> {
     }
 }
 
-impl<V: Vendor> Runner<V> for Passer<'_, '_, V> {
+// SAFETY: what is called reads and writes the vCPU's own state, requests to it, and words of its memory through the physical map.
+unsafe impl<V: Vendor> Runner<V> for Passer<'_, '_, V> {
     #[inline(always)]
     fn parts(&mut self) -> (&mut V::Vcpu, &mut V::Cpu) {
         (&mut self.vcpu.hw, self.run.hardware)

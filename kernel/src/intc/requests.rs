@@ -221,7 +221,12 @@ impl Requests {
     /// An INIT arrives; whether there was none. A start-up that came before it is void.
     pub fn raise_init(&self) -> bool {
         !self
-            .signal(|signals| signals.with_init(true).with_startup(false))
+            .signal(|signals| {
+                signals
+                    .with_init(true)
+                    .with_startup(false)
+                    .with_startup_vector(0)
+            })
             .init()
     }
 
@@ -244,7 +249,7 @@ impl Requests {
 
     /// Takes the start-up: its page of the first MiB.
     pub fn take_startup(&self) -> Option<u8> {
-        let before = self.signal(|signals| signals.with_startup(false));
+        let before = self.signal(|signals| signals.with_startup(false).with_startup_vector(0));
         before.startup().then_some(before.startup_vector())
     }
 
@@ -299,8 +304,7 @@ impl Requests {
     /// Whether there is NMI, INIT, start-up or an error to be looked at.
     #[inline]
     pub fn has_signals(&self) -> bool {
-        // The vector of a start-up that was taken stays.
-        self.signals().with_startup_vector(0) != Signals::new()
+        self.signals() != Signals::new()
     }
 
     /// Whether there is anything to be looked at: an interrupt, whatever its priority, NMI, INIT, start-up, an error.
@@ -406,9 +410,12 @@ mod tests {
         assert!(requests.has_any());
         assert_eq!(requests.take_startup(), Some(2));
         assert!(
-            !requests.has_any(),
+            !requests.has_any() && requests.is_quiet(),
             "the vector that was taken is no request"
         );
+        requests.raise_startup(3);
+        assert!(requests.raise_init() && requests.take_init());
+        assert!(requests.is_quiet(), "nor is the one that INIT has voided");
     }
 
     #[test]

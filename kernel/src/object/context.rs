@@ -659,7 +659,7 @@ impl<V: Vendor> Context<V> {
     }
 
     /// Does what [`Self::deliver_interrupt`] does where the highest interrupt of the local APIC, which the kernel keeps, can be injected at once, and
-    /// nothing else is due; whether it is so. Nothing has been done otherwise. May be called in passing.
+    /// nothing else is due; whether it is so. Otherwise that has to follow. May be called in passing.
     #[inline(always)]
     pub fn deliver_in_passing(&mut self, vcpu: &Vcpu<V>) -> bool {
         if self.returned_interrupt.is_some()

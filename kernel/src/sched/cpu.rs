@@ -43,10 +43,10 @@ pub(super) struct Turn<V: Vendor> {
 pub(super) struct After<V: Vendor> {
     /// Whose turn it is, if the CPU was passed on.
     pub(super) passed: Option<Turn<V>>,
-    /// How it was left, for the trace; [`Kind::NONE`]: the trace has a record of that.
+    /// How it was left.
     how: Kind,
-    /// The TSC from which on it is free, or the next's.
-    since: u64,
+    /// The TSC from which on it is free; `None`: something has been done since that nobody is to be charged for.
+    since: Option<u64>,
 }
 
 /// How a vCPU has left a CPU.
@@ -66,9 +66,9 @@ impl<V: Vendor> Kernel<V> {
             // Every CPU that is online has its state.
             trap::halt_forever()
         };
-        // How it was left, and by whom.
-        let (mut how, mut last) = (Kind::NONE, (0, 0));
         let mut now = time::tsc();
+        // How it was left, when, and by whom.
+        let (mut how, mut last) = (Kind::NONE, (now, 0, 0));
         loop {
             cpu.watch.goes_on(now);
             if self.look_around(state, hardware) {
@@ -76,23 +76,27 @@ impl<V: Vendor> Kernel<V> {
             }
             let Some(mut turn) = self.sched.choose(state, now) else {
                 if how != Kind::NONE {
-                    let (domain, vcpu) = last;
-                    trace::record_at(cpu.id, now, how, domain, vcpu, 0);
+                    let (when, domain, vcpu) = last;
+                    trace::record_at(cpu.id, when, how, domain, vcpu, 0);
                     how = Kind::NONE;
                 }
                 self.idle(state);
                 now = time::tsc();
                 continue;
             };
-            loop {
+            let since = loop {
                 let after = self.run_slice(state, &turn, how, hardware);
-                (how, now) = (after.how, after.since);
+                how = after.how;
                 match after.passed {
                     Some(next) => turn = next,
-                    None => break,
+                    None => break after.since,
                 }
-            }
-            last = (turn.vcpu.domain.number, turn.vcpu.index);
+            };
+            let (domain, vcpu) = (turn.vcpu.domain.number, turn.vcpu.index);
+            // It may be the last that knows of the vCPU.
+            drop(turn);
+            now = since.unwrap_or_else(time::tsc);
+            last = (now, domain, vcpu);
         }
     }
 
@@ -200,7 +204,7 @@ impl<V: Vendor> Kernel<V> {
             return After {
                 passed: None,
                 how,
-                since: turn.start,
+                since: None,
             };
         };
         if context.clock.wants_steal_time() {
@@ -287,8 +291,18 @@ impl<V: Vendor> Kernel<V> {
         let entity = turn.vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
         drop(context);
-        let how = self.leave(state, &turn.vcpu, entity, left, since);
-        After { passed, how, since }
+        match self.leave(state, &turn.vcpu, entity, left, since) {
+            Some(how) => After {
+                passed,
+                how,
+                since: Some(since),
+            },
+            None => After {
+                passed,
+                how: Kind::NONE,
+                since: None,
+            },
+        }
     }
 
     /// Runs until something takes the CPU from the vCPU; whether that is somebody who was woken.
@@ -343,7 +357,8 @@ impl<V: Vendor> Kernel<V> {
         context.set_deadline(run.hardware, deadline.min(earliest));
     }
 
-    /// A vCPU has left the CPU, whose time was its up to `now`: what it does next. How it has left, for the trace.
+    /// A vCPU has left the CPU, whose time was its up to `now`: what it does next. How it has left, for the trace; `None`: it is over,
+    /// or its domain may be, and the trace has a record of that.
     fn leave(
         &'static self,
         state: &CpuState<V>,
@@ -351,7 +366,7 @@ impl<V: Vendor> Kernel<V> {
         mut entity: MutexGuard<'_, Entity>,
         left: &Left,
         now: u64,
-    ) -> Kind {
+    ) -> Option<Kind> {
         let &Left {
             stop,
             ending,
@@ -368,7 +383,7 @@ impl<V: Vendor> Kernel<V> {
             self.sched.stop_timer(vcpu, &entity);
             drop(entity);
             vcpu.domain.vcpu_left(vcpu.index, rip);
-            return Kind::NONE;
+            return None;
         }
         if let Some(ending) = ending {
             entity.finished = true;
@@ -376,7 +391,7 @@ impl<V: Vendor> Kernel<V> {
             drop(entity);
             // It may have been ended meanwhile: then it has a reason.
             let _ = vcpu.domain.end(ending, vcpu.index, rip);
-            return Kind::NONE;
+            return None;
         }
         let how = match stop {
             Stop::Blocked(_) | Stop::Halted if entity.woken => Kind::NONE,
@@ -387,7 +402,7 @@ impl<V: Vendor> Kernel<V> {
                 vcpu.domain.halted.fetch_add(1, Ordering::AcqRel);
                 drop(entity);
                 vcpu.domain.vcpu_halted(vcpu.index, rip);
-                return Kind::BLOCK;
+                return None;
             }
             Stop::Blocked(deadline) => {
                 entity.activity = Activity::Blocked;
@@ -395,7 +410,7 @@ impl<V: Vendor> Kernel<V> {
                     u64::MAX => self.sched.stop_timer(vcpu, &entity),
                     _ => state.queue.lock().timers.set(deadline, vcpu),
                 }
-                return Kind::BLOCK;
+                return Some(Kind::BLOCK);
             }
             Stop::Yielded => Kind::YIELD,
             Stop::SliceOver | Stop::Pending | Stop::Ended => {
@@ -405,12 +420,12 @@ impl<V: Vendor> Kernel<V> {
         };
         entity.woken = false;
         if entity.held {
-            return how;
+            return Some(how);
         }
         if let Some(until) = entity.capped_until(now, units) {
             entity.activity = Activity::Capped;
             state.queue.lock().timers.set(until, vcpu);
-            return Kind::CAPPED;
+            return Some(Kind::CAPPED);
         }
         let position = if entity.credit <= 0 {
             entity.next_turn(units);
@@ -421,7 +436,7 @@ impl<V: Vendor> Kernel<V> {
             Position::Back
         };
         self.sched.enqueue(vcpu, &mut entity, position);
-        how
+        Some(how)
     }
 }
 

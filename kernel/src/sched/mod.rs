@@ -218,7 +218,6 @@ impl<V: Vendor> Sched<V> {
     }
 
     /// As [`Self::enqueue`], on this CPU, which is not told.
-    #[inline(always)]
     fn enqueue_at(
         &self,
         target: &CpuState<V>,

@@ -216,9 +216,16 @@ pub trait Vcpu<V: Vendor>: Sized {
 /// reached, and what SVM's VMRUN switches: RIP, RFLAGS, control registers, CS, SS, DS, ES, but neither the other segments nor the
 /// MSRs of SYSCALL and SYSENTER.
 ///
-/// The registers by which the kernel finds what is its CPU's are the guest's: nothing that serves an exit may ask which CPU it is, write
-/// to the log, or end in a fault. It skips the instruction and counts the exit.
-pub trait Runner<V: Vendor> {
+/// What serves an exit skips the instruction and counts the exit.
+///
+/// # Safety
+/// The registers by which the kernel finds what is its CPU's are the guest's meanwhile: nothing that serves an exit asks which CPU it is, writes
+/// to the log, or ends in a fault.
+#[allow(
+    unsafe_code,
+    reason = "code that is called in the midst of an entry relies on it"
+)]
+pub unsafe trait Runner<V: Vendor> {
     /// The vCPU, which is attached, and what its CPU holds.
     fn parts(&mut self) -> (&mut V::Vcpu, &mut V::Cpu);
     /// Serves [`Exit::Hypercall`], where RAX says that it is [`Call::VERSION`](plinth_abi::Call::VERSION).

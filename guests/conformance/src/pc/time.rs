@@ -236,7 +236,15 @@ fn deadline_that_has_passed() -> Outcome {
     .map(drop)
 }
 
+/// A host that gives an emulated CPU no time between two operations lets the deadline pass, and the interrupt comes rightly: that is seldom, and
+/// not three times in a row.
 fn deadline_disarmed() -> Outcome {
+    disarms_deadline()
+        .or_else(|_| disarms_deadline())
+        .or_else(|_| disarms_deadline())
+}
+
+fn disarms_deadline() -> Outcome {
     gives(&[&[
         to_x2apic(),
         enable(),

@@ -213,7 +213,9 @@ pub unsafe fn enter<S: Serve>(context: *mut Context, server: *mut S) -> u64 {
                 save_rbx!(),
                 "mov rcx, [rdi + {exit_code}]",
                 "mov rsi, [rcx]",
+                // Nested faults are the most frequent of those beyond.
                 "cmp esi, {vmmcall}",
+                "ja 6f",
                 "je 3f",
                 "cmp esi, {msr}",
                 "je 4f",

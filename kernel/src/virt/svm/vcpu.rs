@@ -236,11 +236,10 @@ impl SvmVcpu {
     #[inline(always)]
     fn why(&mut self, code: ExitCode) -> Exit {
         if self.is_looked_at {
-            return self.left();
+            return self.left(code);
         }
         // An instruction that exits interrupts no delivery and comes after a virtual interrupt, so neither is looked at.
         match code {
-            SERVED => Exit::Served,
             ExitCode::VMMCALL => Exit::Hypercall,
             ExitCode::CPUID => Exit::Cpuid,
             ExitCode::MSR if self.vmcb.control.exit_info1 == 0 => Exit::ReadMsr,
@@ -255,13 +254,16 @@ impl SvmVcpu {
                 let control = &self.vmcb.control;
                 exits::nested_fault(control.exit_info1, control.exit_info2)
             }
-            _ => self.left(),
+            _ => self.left(code),
         }
     }
 
     /// Every exit but those that are to be quick.
     #[inline(never)]
-    fn left(&mut self) -> Exit {
+    fn left(&mut self, code: ExitCode) -> Exit {
+        if code == SERVED {
+            return Exit::Served;
+        }
         let report = Report::of(
             &self.vmcb.control,
             self.identity.features.contains(Features::DECODE_ASSISTS),
