@@ -34,9 +34,9 @@ pub(super) fn in_passing<V: Vendor>(vcpu: &mut Context<V>) -> bool {
 
 #[inline(always)]
 fn set(gprs: &mut Gprs, registers: Registers) {
-    let [eax, ebx, ecx, edx] = registers.map(u64::from);
-    gprs.rax = eax;
-    gprs.rbx = ebx;
-    gprs.rcx = ecx;
-    gprs.rdx = edx;
+    let [eax, ebx, ecx, edx] = registers;
+    gprs.rax = u64::from(eax);
+    gprs.rbx = u64::from(ebx);
+    gprs.rcx = u64::from(ecx);
+    gprs.rdx = u64::from(edx);
 }
