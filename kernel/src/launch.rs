@@ -70,7 +70,7 @@ fn start<V: Vendor>(cpu: &'static Cpu, capabilities: &Capabilities) -> ! {
         }
     );
     speculation::report();
-    if !V::bounds_runs() && nmi_tick::is_needed() {
+    if nmi_tick::is_needed() {
         nmi_tick::start();
     }
     LIFE.call_once(|| Box::new(World(kernel::<V>()))).live(cpu)

@@ -1,8 +1,9 @@
 //! A periodic NMI to all CPUs, from the PIT through the I/O APIC, for a machine whose ordinary interrupts do not end every run of
 //! a guest.
 //!
-//! On every real CPU they do (APM2 15.21.1: with V_INTR_MASKING the guest's IF is of no account). Bochs 2.7 takes none under SVM
-//! while the guest's IF is clear, but it takes NMIs. So this runs on Bochs alone, and bounds a slice there.
+//! On every real CPU they do (SDM vol. 3 26.2; APM2 15.21.1: with V_INTR_MASKING the guest's IF is of no account). Bochs 2.7 takes none while the
+//! guest's IF is clear, but it takes NMIs. The VMX-preemption timer does not help every guest there: time stands still while a CPU executes a few
+//! instructions, and of a guest that exits sooner none may ever be counted. So this runs on Bochs alone, and bounds a slice there.
 
 #![allow(unsafe_code, reason = "ports of the PIT")]
 

@@ -67,10 +67,6 @@ impl Vendor for Model {
         *cpu = Tlb::default();
     }
 
-    fn bounds_runs() -> bool {
-        true
-    }
-
     fn notes_writes() -> bool {
         false
     }

@@ -59,9 +59,6 @@ pub trait Vendor: Sized + 'static {
     /// Forgets every guest translation that the calling CPU caches (INVEPT and INVVPID all contexts; ASID flush).
     fn flush_all(cpu: &mut Self::Cpu);
 
-    /// Whether [`Vcpu::set_deadline`] bounds a guest's run by itself on this CPU, without an interrupt of the host's.
-    fn bounds_runs() -> bool;
-
     /// Whether the CPU notes in the nested tables which pages guests have written.
     fn notes_writes() -> bool;
 

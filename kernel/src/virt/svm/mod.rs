@@ -167,10 +167,6 @@ impl Vendor for Svm {
         cpu.flush = true;
     }
 
-    fn bounds_runs() -> bool {
-        false
-    }
-
     fn notes_writes() -> bool {
         true
     }

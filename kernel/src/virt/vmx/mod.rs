@@ -216,10 +216,6 @@ impl Vendor for Vmx {
         cpu.flush();
     }
 
-    fn bounds_runs() -> bool {
-        Controls::new(&Registers::read()).is_ok_and(|controls| controls.timer_rate.is_some())
-    }
-
     fn notes_writes() -> bool {
         vcpu::ept_flags() != 0
     }
