@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use x86_64::instructions::port::Port;
 
-use super::{errata, irq};
+use super::{errata, irq, smp};
 
 /// The PIT's line.
 const PIT_LINE: u8 = 0;
@@ -29,8 +29,12 @@ pub(super) fn is_running() -> bool {
     RUNNING.load(Ordering::Relaxed)
 }
 
-/// Starts the tick. Nothing stops it: the kernel uses the PIT for nothing else after calibration.
+/// Starts the tick, unless there is a CPU that could not take an NMI. Nothing stops it: the kernel uses the PIT for nothing else after calibration.
 pub fn start() {
+    if !smp::all_are_up() {
+        log::warn!("not every CPU is up: a guest that keeps interrupts off may keep its CPU");
+        return;
+    }
     RUNNING.store(true, Ordering::Relaxed);
     if !irq::make_nmi(PIT_LINE) {
         log::warn!("there is no I/O APIC: a guest that keeps interrupts off may keep its CPU");

@@ -11,7 +11,7 @@
 
 use alloc::vec::Vec;
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::Once;
 
@@ -230,6 +230,14 @@ impl Low {
     }
 }
 
+/// Whether no CPU of the machine is left in the state that firmware or INIT has left it in.
+static ALL_UP: AtomicBool = AtomicBool::new(false);
+
+/// Whether every CPU of the machine is up: an NMI to all reaches none that could not take it.
+pub fn all_are_up() -> bool {
+    ALL_UP.load(Ordering::Acquire)
+}
+
 /// Brings up every other CPU, `most` in all; each goes on in `life`. Of a core's threads all but the first are parked there, where they
 /// are not to run guests.
 pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
@@ -237,6 +245,7 @@ pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
     SHARED.call_once(Shared::of_this_cpu);
     let most = most as usize;
     if most <= 1 {
+        ALL_UP.store(firmware.cpus.len() == 1, Ordering::Release);
         return;
     }
     let Some(low) = Low::new() else {
@@ -287,6 +296,9 @@ pub fn start_all(firmware: &Firmware, most: u32, life: fn(&'static Cpu) -> !) {
             if parked == 1 { " stays" } else { "s stay" }
         );
     }
+    let online = ONLINE.load(Ordering::Acquire) as usize;
+    let all_up = all_answered && (firmware.cpus.is_empty() || online == firmware.cpus.len());
+    ALL_UP.store(all_up, Ordering::Release);
     if all_answered {
         low.free();
     } else {
