@@ -291,17 +291,11 @@ impl<V: Vendor> Kernel<V> {
         let entity = turn.vcpu.entity.lock();
         // Not before the entity is locked: whoever finds the context free finds no vCPU that still runs.
         drop(context);
-        match self.leave(state, &turn.vcpu, entity, left, since) {
-            Some(how) => After {
-                passed,
-                how,
-                since: Some(since),
-            },
-            None => After {
-                passed,
-                how: Kind::NONE,
-                since: None,
-            },
+        let how = self.leave(state, &turn.vcpu, entity, left, since);
+        After {
+            passed,
+            how: how.unwrap_or(Kind::NONE),
+            since: how.map(|_| since),
         }
     }
 

@@ -178,7 +178,9 @@ mod tests {
             .map(|place| place.vcpu.0)
             .collect();
         assert_eq!(given, [1, 4]);
-        assert!(!queue.is_empty());
+        assert_eq!(queue.next().unwrap().vcpu, Number(3));
+        assert_eq!(queue.next().unwrap().vcpu, Number(2));
+        assert!(queue.is_empty());
     }
 
     #[test]

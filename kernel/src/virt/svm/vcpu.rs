@@ -187,6 +187,22 @@ impl SvmVcpu {
         self.changes = Changes::empty();
     }
 
+    /// Does what is due before the next entry, if anything is.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    #[inline(always)]
+    fn make_ready(&mut self, cpu: &mut SvmCpu) -> Result<(), Exit> {
+        if self.changes.is_empty() && !cpu.flush {
+            return Ok(());
+        }
+        if self.changes == Changes::SETTLE && !cpu.flush {
+            self.settle();
+            return Ok(());
+        }
+        self.prepare(cpu)
+    }
+
     /// Does what `changes` and the CPU's pending flush ask for.
     ///
     /// # Errors
@@ -444,14 +460,11 @@ fn deliver<R: Runner<Svm>>(runner: &mut R) -> u64 {
 /// Does what is due before the next entry.
 fn prepare<R: Runner<Svm>>(runner: &mut R) -> u64 {
     let (vcpu, cpu) = runner.parts();
-    if vcpu.changes.is_empty() {
-    } else if vcpu.changes == Changes::SETTLE {
-        vcpu.settle();
-    } else if vcpu.prepare(cpu).is_err() {
+    match vcpu.make_ready(cpu) {
+        Ok(()) => enter::AGAIN,
         // It is found again, and told, at the next entry.
-        return SERVED.0;
+        Err(_) => SERVED.0,
     }
-    enter::AGAIN
 }
 
 // SAFETY: they use nothing of the CPU's but what the contract of `Runner` leaves them.
@@ -604,12 +617,8 @@ impl Vcpu<Svm> for SvmVcpu {
     #[inline(always)]
     fn run<R: Runner<Svm>>(runner: &mut R) -> Exit {
         let (vcpu, cpu) = runner.parts();
-        if !vcpu.changes.is_empty() || cpu.flush {
-            if vcpu.changes == Changes::SETTLE && !cpu.flush {
-                vcpu.settle();
-            } else if let Err(failure) = vcpu.prepare(cpu) {
-                return failure;
-            }
+        if let Err(failure) = vcpu.make_ready(cpu) {
+            return failure;
         }
         vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
         let context = &raw mut vcpu.context;
