@@ -2,7 +2,7 @@
 
 use plinth_rt::abi::{ABI_VERSION, cpuid as leaves};
 use plinth_rt::cpu::{self, cpuid};
-use plinth_rt::{Gprs, Outcome, check, check_eq, snippet};
+use plinth_rt::{Gprs, Outcome, check, check_eq, hypercall, snippet};
 
 pub fn hypervisor_bit() -> Outcome {
     check!(cpuid(1, 0).ecx >> 31 == 1, "leaf 1 ECX bit 31 is clear");
@@ -170,6 +170,29 @@ pub fn xsave_sizes() -> Outcome {
     cpu::xsetbv(0, possible)?;
     let largest = cpuid(0xd, 0);
     check_eq!(largest.ebx, largest.ecx, "size with everything");
+    cpu::xsetbv(0, before)?;
+    Ok(())
+}
+
+/// XCR0 stays while CR4.OSXSAVE hides it, whoever has the CPU meanwhile; and leaf 0DH goes by it all the while.
+pub fn xcr0_outlives_osxsave() -> Outcome {
+    check!(crate::has_xsave(), "the machine has no XSAVE");
+    let cr4 = cpu::cr4()? | crate::CR4_OSXSAVE;
+    cpu::set_cr4(cr4)?;
+    let before = cpu::xgetbv()?;
+    let leaf = cpuid(0xd, 0);
+    for value in [1, u64::from(leaf.edx) << 32 | u64::from(leaf.eax), 3] {
+        cpu::xsetbv(0, value)?;
+        let size = cpuid(0xd, 0).ebx;
+        cpu::set_cr4(cr4 & !crate::CR4_OSXSAVE)?;
+        check_eq!(cpuid(0xd, 0).ebx, size, "size while it is hidden");
+        hypercall::yield_now();
+        check_eq!(cpuid(0xd, 0).ebx, size, "size after another's turn");
+        cpu::set_cr4(cr4)?;
+        check_eq!(cpu::xgetbv()?, value, "XCR0");
+        hypercall::yield_now();
+        check_eq!(cpu::xgetbv()?, value, "XCR0 after another's turn");
+    }
     cpu::xsetbv(0, before)?;
     Ok(())
 }

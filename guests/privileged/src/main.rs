@@ -98,6 +98,7 @@ fn main() -> u64 {
             cpuid::one_cpu,
             cpuid::osxsave_mirrors_cr4,
             cpuid::xsave_sizes,
+            cpuid::xcr0_outlives_osxsave,
             cpuid::works_at_cpl3,
             msr::unknown_read,
             msr::unknown_write,

@@ -8,6 +8,11 @@
 
 use core::arch::asm;
 
+/// Whether DR7 has an address watched: L0 to L3, G0 to G3 (SDM vol. 3 18.2.4).
+pub const fn is_enabled(dr7: u64) -> bool {
+    dr7 & 0xff != 0
+}
+
 /// DR0 to DR3.
 pub fn addresses() -> [u64; 4] {
     let (dr0, dr1, dr2, dr3): (u64, u64, u64, u64);

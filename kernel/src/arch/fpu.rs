@@ -226,8 +226,9 @@ impl Drop for XsaveArea {
     }
 }
 
-/// Loads a vCPU's vector state, and its XCR0.
-pub fn restore(area: &XsaveArea, xcr0: u64) {
+/// Loads a vCPU's vector state. XCR0 is whole.
+#[inline(always)]
+pub fn restore(area: &XsaveArea) {
     if KEEPS_POINTERS.load(Ordering::Relaxed) {
         replace_pointers();
     }
@@ -237,41 +238,30 @@ pub fn restore(area: &XsaveArea, xcr0: u64) {
         unsafe { asm!("fxrstor64 [{}]", in(reg) area, options(nostack, readonly)) };
         return;
     }
-    // SAFETY: XCR0 holds all components whenever the kernel runs between vCPUs, so everything is loaded; the area is of that
-    // size and was written by `new` or XSAVE. Vector registers are nobody's but guests'.
+    // SAFETY: XCR0 holds all components, so everything is loaded; the area is of that size and was written by `new` or XSAVE.
+    // Vector registers are nobody's but guests'.
     unsafe {
         asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, readonly));
     }
-    if xcr0 != features() {
-        write_xcr0(xcr0);
-    }
 }
 
-/// Saves the state of the vCPU that has the CPU, and makes XCR0 whole again; returns the guest's XCR0.
-pub fn save(area: &mut XsaveArea) -> u64 {
+/// Saves the vector state of the vCPU that has the CPU. XCR0 is whole.
+#[inline(always)]
+pub fn save(area: &mut XsaveArea) {
     let area = area.0.as_ptr();
     if !XSAVE.load(Ordering::Relaxed) {
         // SAFETY: 512 bytes, aligned.
         unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack)) };
-        return LEGACY;
-    }
-    let xcr0 = xcr0();
-    if xcr0 != features() {
-        // What the guest switched off keeps its contents in the CPU, and is saved with the rest.
-        write_xcr0(features());
+        return;
     }
     // SAFETY: the area has room for all components of XCR0.
     unsafe {
         asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack));
     }
-    xcr0
 }
 
-/// XCR0: that of the guest which has the CPU. Not every emulator lets XSETBV exit under SVM, so the CPU is what is asked.
+/// XCR0. Not every emulator lets XSETBV exit under SVM, so the CPU is what is asked. There is XSAVE.
 pub fn xcr0() -> u64 {
-    if !XSAVE.load(Ordering::Relaxed) {
-        return LEGACY;
-    }
     let (low, high): (u32, u32);
     // SAFETY: CR4.OSXSAVE is set.
     unsafe {
@@ -280,9 +270,20 @@ pub fn xcr0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Sets XCR0 for the guest that has the CPU, to a value found legal.
+/// Sets XCR0, which was whole, for a guest that can reach it, to a value found legal.
 pub fn set_xcr0(value: u64) {
-    write_xcr0(value);
+    if value != features() {
+        write_xcr0(value);
+    }
+}
+
+/// Makes XCR0 whole again after a guest that could reach it: what that left there. What it has switched off keeps its contents in the CPU.
+pub fn take_xcr0() -> u64 {
+    let xcr0 = xcr0();
+    if xcr0 != features() {
+        write_xcr0(features());
+    }
+    xcr0
 }
 
 #[cfg(test)]

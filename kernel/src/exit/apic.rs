@@ -100,6 +100,27 @@ pub(super) fn write<V: Vendor>(
     }
 }
 
+/// A register of the local APIC's page, which is not away, as it reads with nothing else to follow; `None`: it is not so.
+#[inline(always)]
+pub(super) fn read_at_once<V: Vendor>(
+    vcpu: &Context<V>,
+    run: &Run<'_, V>,
+    gpa: Gpa,
+) -> Option<u32> {
+    let offset = gpa.offset_in(PAGE_SIZE) as u32;
+    let apic = vcpu.apic.as_ref()?;
+    apic.read_mmio_at_once(offset, &run.vcpu.requests, vcpu.guest_clock())
+}
+
+/// A write of a register of the local APIC's page that is written with nearly every interrupt; whether it was one, and is done. An interrupt may have
+/// become deliverable.
+#[inline(always)]
+pub(super) fn write_at_once<V: Vendor>(vcpu: &mut Context<V>, gpa: Gpa, value: u64) -> bool {
+    let offset = gpa.offset_in(PAGE_SIZE) as u32;
+    let apic = vcpu.apic.as_mut();
+    apic.is_some_and(|apic| apic.write_mmio_at_once(offset, value as u32))
+}
+
 /// Does what a write leads to outside the local APIC. The caller then looks for an interrupt to deliver.
 #[inline(always)]
 fn follow<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, effect: Effect) {

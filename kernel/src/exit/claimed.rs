@@ -6,7 +6,7 @@ use super::access::{self, Fault};
 use super::mmio::{self, Registers as _, Step, Wait};
 use super::string::{self, StringAccess};
 use super::{Next, apic, instruction, io};
-use crate::decode::{Instruction, Operand, Operation};
+use crate::decode::{Instruction, Operand, Operation, Register};
 use crate::mem::walk::Intent;
 use crate::mem::{Gpa, PAGE_SIZE};
 use crate::object::{Access, ClaimKind, Context, Ending, Run};
@@ -167,8 +167,7 @@ pub(super) fn nested_fault<V: Vendor>(
     fault: &NestedFault,
 ) -> (Counter, Next) {
     // The delivery of an event to a device's memory is nothing that an instruction does.
-    let by_instruction =
-        !fault.present && !vcpu.hw.delivers_event() && !fault.fetch && !fault.table_walk;
+    let by_instruction = is_access(fault) && !vcpu.hw.delivers_event();
     let page = apic::page(vcpu, fault.gpa);
     let served = page.is_some() || vcpu.domain.has_claim(ClaimKind::Mmio, fault.gpa.get());
     if !by_instruction || !served {
@@ -198,14 +197,28 @@ pub(super) fn nested_fault<V: Vendor>(
     }
 }
 
-/// MOV of 32 bits between a register of an interrupt controller and one of the vCPU's, where it is remembered that this is the
-/// instruction: nearly all that touches those pages. The CPU has found the address with all checks, and nothing else can fail.
-fn move_at_once<V: Vendor>(
-    vcpu: &mut Context<V>,
-    run: &mut Run<'_, V>,
-    page: apic::Page,
-    fault: &NestedFault,
-) -> Option<Next> {
+/// Whether there is nothing at an address, and it is not code or a page table that was looked for there.
+#[inline(always)]
+const fn is_access(fault: &NestedFault) -> bool {
+    !fault.present && !fault.fetch && !fault.table_walk
+}
+
+/// MOV of 32 bits between a register of an interrupt controller and one of the vCPU's.
+enum Move {
+    /// From the controller.
+    Load(Register),
+    /// To it.
+    Store(Operand),
+}
+
+/// What faulted, where it is remembered that it is such an instruction, as nearly all that touches those pages; and its length. The CPU has found the
+/// address with all checks, and nothing else can fail.
+#[inline(always)]
+fn known_move<V: Vendor>(vcpu: &Context<V>, fault: &NestedFault) -> Option<(Move, u8)> {
+    // An operand that begins in the page before faults at the first byte of this one.
+    if !fault.gpa.get().is_multiple_of(4) || fault.gpa.offset_in(PAGE_SIZE) == 0 {
+        return None;
+    }
     let &Instruction {
         operation: Operation::Move {
             destination,
@@ -218,25 +231,67 @@ fn move_at_once<V: Vendor>(
     else {
         return None;
     };
-    // An operand that begins in the page before faults at the first byte of this one.
-    if !fault.gpa.get().is_multiple_of(4) || fault.gpa.offset_in(PAGE_SIZE) == 0 {
-        return None;
-    }
     match (destination, source) {
-        (Operand::Register(register), Operand::Memory(_)) => {
+        (Operand::Register(register), Operand::Memory(_)) => Some((Move::Load(register), length)),
+        (Operand::Memory(_), source) => Some((Move::Store(source), length)),
+        _ => None,
+    }
+}
+
+fn move_at_once<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &mut Run<'_, V>,
+    page: apic::Page,
+    fault: &NestedFault,
+) -> Option<Next> {
+    let (what, length) = known_move(vcpu, fault)?;
+    match what {
+        Move::Load(register) => {
             let value = apic::read(vcpu, run, page, fault.gpa, 4);
             Registers::<V>(&mut vcpu.hw).write(register, value);
             vcpu.hw.skip(length);
             Some(Next::Resume)
         }
-        (Operand::Memory(_), source) => {
+        Move::Store(source) => {
             let value = Registers::<V>(&mut vcpu.hw).value(source);
             apic::write(vcpu, run, page, fault.gpa, 4, value);
             vcpu.hw.skip(length);
             Some(vcpu.deliver_interrupt(run.vcpu))
         }
-        _ => None,
     }
+}
+
+/// Makes such a move in passing, if it is of the local APIC and concerns nobody else; whether it has. An interrupt may have become deliverable.
+#[inline(always)]
+pub(super) fn move_in_passing<V: Vendor>(
+    vcpu: &mut Context<V>,
+    run: &Run<'_, V>,
+    fault: &NestedFault,
+) -> bool {
+    let is_local = apic::page(vcpu, fault.gpa) == Some(apic::Page::Local);
+    if !is_local || !is_access(fault) || vcpu.is_apic_away() {
+        return false;
+    }
+    let Some((what, length)) = known_move(vcpu, fault) else {
+        return false;
+    };
+    match what {
+        Move::Load(register) => {
+            let Some(value) = apic::read_at_once(vcpu, run, fault.gpa) else {
+                return false;
+            };
+            // The upper half becomes zero.
+            Registers::<V>(&mut vcpu.hw).set(register.number, value.into());
+        }
+        Move::Store(source) => {
+            let value = Registers::<V>(&mut vcpu.hw).value(source);
+            if !apic::write_at_once(vcpu, fault.gpa, value) {
+                return false;
+            }
+        }
+    }
+    vcpu.hw.skip(length);
+    true
 }
 
 /// The registers of a vCPU.

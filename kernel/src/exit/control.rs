@@ -134,6 +134,7 @@ fn write<V: Vendor>(vcpu: &mut Context<V>, register: u8, value: u64) -> Result<(
             let effect = cr::write_cr4(value, &now, features.cr4)?;
             load_pdptes(vcpu, &effect, now.cr3)?;
             vcpu.hw.set_cr4(effect.value);
+            vcpu.reach_xcr0(effect.value);
             Ok(())
         }
         8 => {

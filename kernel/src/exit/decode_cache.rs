@@ -103,8 +103,10 @@ impl Place {
 pub(super) fn find<V: Vendor>(vcpu: &Context<V>) -> Option<&Instruction> {
     let place = Place::of(vcpu);
     let epoch = vcpu.domain.kernel.sched.epoch();
-    let mut pair = vcpu.decoded.0.get(place.pair())?.iter().flatten();
-    let entry = pair.find(|entry| entry.place == place && entry.epoch == epoch)?;
+    let [first, second] = vcpu.decoded.0.get(place.pair())?;
+    let is_it = |entry: &&Entry| entry.place == place && entry.epoch == epoch;
+    let entry = first.as_ref().filter(is_it);
+    let entry = entry.or_else(|| second.as_ref().filter(is_it))?;
     let holds = entry.seen.iter().all(Seen::is_as_it_was);
     holds.then_some(&entry.instruction)
 }

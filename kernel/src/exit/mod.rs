@@ -101,6 +101,10 @@ fn rare<V: Vendor>(vcpu: &mut Context<V>, run: &mut Run<'_, V>, exit: Exit) -> (
         Exit::ControlRegister(access) => {
             (Counter::ControlRegister, control::handle(vcpu, run, access))
         }
+        Exit::DebugRegister => {
+            vcpu.give_debug();
+            (Counter::Other, Next::Resume)
+        }
         Exit::NestedFault(fault) => claimed::nested_fault(vcpu, run, &fault),
         Exit::NestedMisconfiguration(gpa) => (
             Counter::NestedFault,

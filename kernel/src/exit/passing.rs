@@ -5,10 +5,11 @@
 
 use plinth_abi::Status;
 
-use super::{cpuid, instruction};
+use super::{claimed, cpuid, instruction};
 use crate::intc::{LocalApic, Requests};
 use crate::object::{Context, Run};
 use crate::trace::Counter;
+use crate::virt::exit::NestedFault;
 use crate::virt::{Runner, Served, Vcpu as _, Vendor};
 
 /// A vCPU that runs.
@@ -37,15 +38,20 @@ impl<V: Vendor> Passer<'_, '_, V> {
     /// Ends WRMSR of a register of the local APIC; `does` says whether it has done that.
     #[inline(always)]
     fn serve_write(&mut self, does: impl FnOnce(&mut LocalApic, u64, &Requests) -> bool) -> Served {
-        let served = self.serve(Counter::Msr, |this| {
+        self.serve(Counter::Msr, |this| {
             let value = this.vcpu.hw.gprs().edx_eax();
             let apic = this.vcpu.apic.as_mut();
             apic.is_some_and(|apic| does(apic, value, &this.run.vcpu.requests))
-        });
-        if served == Served::Yes && self.vcpu.has_interrupt(self.run.vcpu) {
-            return Served::Interrupted;
+        })
+    }
+
+    /// What has been done about an access to the local APIC by which an interrupt may have become deliverable.
+    #[inline(always)]
+    fn followed(&self, served: Served) -> Served {
+        match served {
+            Served::Yes if self.vcpu.has_interrupt(self.run.vcpu) => Served::Interrupted,
+            _ => served,
         }
-        served
     }
 }
 
@@ -87,17 +93,31 @@ unsafe impl<V: Vendor> Runner<V> for Passer<'_, '_, V> {
 
     #[inline(always)]
     fn serve_write_tpr(&mut self) -> Served {
-        self.serve_write(|apic, value, _| apic.write_tpr(value))
+        let served = self.serve_write(|apic, value, _| apic.write_tpr(value));
+        self.followed(served)
     }
 
     #[inline(always)]
     fn serve_write_eoi(&mut self) -> Served {
-        self.serve_write(|apic, value, _| value == 0 && apic.end_the_only())
+        let served = self.serve_write(|apic, value, _| apic.write_eoi(value));
+        self.followed(served)
     }
 
     #[inline(always)]
     fn serve_self_ipi(&mut self) -> Served {
-        self.serve_write(LocalApic::write_self_ipi)
+        match self.serve_write(LocalApic::write_self_ipi) {
+            Served::Yes => Served::Interrupted,
+            served => served,
+        }
+    }
+
+    #[inline(always)]
+    fn serve_nested_fault(&mut self, fault: &NestedFault) -> Served {
+        if !claimed::move_in_passing(self.vcpu, self.run, fault) {
+            return Served::No;
+        }
+        self.vcpu.counters.bump(Counter::Mmio);
+        self.followed(Served::Yes)
     }
 
     fn deliver(&mut self) -> bool {

@@ -134,7 +134,7 @@ impl Requests {
     /// The highest vector in IRR.
     #[inline]
     pub fn highest(&self) -> Option<u8> {
-        highest(self.irr.iter().rev().map(|word| word.load(SeqCst)))
+        highest(self.irr.each_ref().map(|word| word.load(SeqCst)))
     }
 
     /// Takes all of IRR: the CPU keeps them from now on.

@@ -5,12 +5,19 @@ pub(super) const fn place(vector: u8) -> (usize, u64) {
     ((vector >> 6) as usize, 1 << (vector & 63))
 }
 
-/// The highest vector of four words; `words` yields them from the highest.
-pub(crate) fn highest(words: impl Iterator<Item = u64>) -> Option<u8> {
-    words.zip([192, 128, 64, 0]).find_map(|(word, first)| {
-        let bit = word.checked_ilog2()?;
-        Some(first + bit as u8)
-    })
+/// The highest vector of four words, vector 0 in bit 0 of the first.
+#[inline]
+pub(crate) const fn highest(words: [u64; 4]) -> Option<u8> {
+    let (word, first) = match words {
+        [word, 0, 0, 0] => (word, 0),
+        [_, word, 0, 0] => (word, 64),
+        [_, _, word, 0] => (word, 128),
+        [_, _, _, word] => (word, 192),
+    };
+    match word.checked_ilog2() {
+        Some(bit) => Some(first + bit as u8),
+        None => None,
+    }
 }
 
 /// 32 bits of four words, from `index` * 32, as the registers show them.
@@ -67,7 +74,7 @@ impl Vectors {
 
     /// The highest.
     pub(super) fn highest(&self) -> Option<u8> {
-        highest(self.0.iter().rev().copied())
+        highest(self.0)
     }
 
     /// 32 bits, from `index` * 32.

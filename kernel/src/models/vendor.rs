@@ -135,6 +135,8 @@ impl Vcpu<Model> for NoVcpu {
         fn set_cr0(&mut self, u64);
         fn set_cr4(&mut self, u64);
         fn set_efer(&mut self, u64);
+        fn watch_debug(&mut self, bool);
+        fn has_breakpoints(&self) -> bool;
         fn msr(&self, Msr) -> Option<u64>;
         fn set_msr(&mut self, Msr, u64) -> bool;
         fn set_tsc_offset(&mut self, u64);

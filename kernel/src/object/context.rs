@@ -15,7 +15,7 @@ use crate::exit::{self, Completion, DecodeCache, LengthCache, Next, Passer};
 use crate::intc::{LocalApic, Mode, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
-use crate::rules::cr::{self, efer, is_pae_paging};
+use crate::rules::cr::{self, cr4, efer, is_pae_paging};
 use crate::rules::msr::MsrState;
 use crate::trace::Counters;
 use crate::virt::{BadState, Event, Vcpu as _, Vendor};
@@ -60,10 +60,15 @@ pub struct Context<V: Vendor> {
     ending: Ending,
     /// An interrupt whose delivery an exception interrupted.
     pub returned_interrupt: Option<u8>,
-    /// XCR0, while the vCPU has no CPU.
+    /// XCR0, while it is not in a CPU.
     xcr0: u64,
+    /// The guest can reach XCR0 (CR4.OSXSAVE): while the vCPU has a CPU, that has it.
+    has_xcr0: bool,
     vector_state: XsaveArea,
+    /// DR0 to DR3, while they are not in a CPU.
     debug_addresses: [u64; 4],
+    /// The guest uses them: while the vCPU has a CPU, that has them. Else its accesses exit.
+    has_debug: bool,
     _charge: Charge,
 }
 
@@ -190,8 +195,10 @@ impl<V: Vendor> Context<V> {
             ending: Ending::Halted,
             returned_interrupt: None,
             xcr0: 1,
+            has_xcr0: false,
             vector_state,
             debug_addresses: [0; 4],
+            has_debug: false,
             _charge: charge,
         })
     }
@@ -242,10 +249,13 @@ impl<V: Vendor> Context<V> {
         if result.is_err() {
             // It was legal before.
             let _ = self.hw.set_state(&before);
+        } else {
+            self.set_has_debug(debug::is_enabled(state.dr7));
         }
         self.hw.detach(hardware);
         result?;
         self.xcr0 = state.xcr0;
+        self.has_xcr0 = state.cr4 & cr4::OSXSAVE != 0;
         self.debug_addresses = state.dr;
         self.forget_wait(vcpu);
         Ok(())
@@ -467,7 +477,11 @@ impl<V: Vendor> Context<V> {
         self.fetch_apic(vcpu);
         // Every CPU can be entered in the state after a reset.
         let _ = self.hw.set_state(&state);
-        debug::set_addresses(&[0; 4]);
+        self.reach_xcr0(state.cr4);
+        self.debug_addresses = state.dr;
+        if self.has_debug {
+            debug::set_addresses(&self.debug_addresses);
+        }
         self.forget_wait(vcpu);
         self.ends = EndOfInterrupt::default();
         if let Some(apic) = &mut self.apic {
@@ -843,7 +857,7 @@ impl<V: Vendor> Context<V> {
         let view = VcpuView {
             apic_id: self.index,
             cr4: self.hw.cr4(),
-            xcr0: if leaf == LEAF_XSAVE { fpu::xcr0() } else { 0 },
+            xcr0: if leaf == LEAF_XSAVE { self.xcr0() } else { 0 },
             apic_disabled: self
                 .apic
                 .as_ref()
@@ -852,18 +866,69 @@ impl<V: Vendor> Context<V> {
         self.cpuid.get(leaf, subleaf, &view)
     }
 
-    /// Loads what the guest owns of this CPU: the vendor's part, vector state, debug addresses.
+    /// Loads what the guest owns of this CPU: the vendor's part, vector state, and what it uses of XCR0 and the debug addresses.
+    #[inline(always)]
     pub fn attach(&mut self, hardware: &mut V::Cpu) {
         self.hw.attach(hardware, self.domain.hardware());
-        fpu::restore(&self.vector_state, self.xcr0);
-        debug::set_addresses(&self.debug_addresses);
+        fpu::restore(&self.vector_state);
+        if self.has_xcr0 {
+            fpu::set_xcr0(self.xcr0);
+        }
+        if self.has_debug {
+            debug::set_addresses(&self.debug_addresses);
+        }
     }
 
     /// Saves it again, so that the next vCPU finds nothing of this one.
+    #[inline(always)]
     pub fn detach(&mut self, hardware: &mut V::Cpu) {
-        self.debug_addresses = debug::addresses();
-        self.xcr0 = fpu::save(&mut self.vector_state);
+        if self.has_debug {
+            self.save_debug();
+        }
+        if self.has_xcr0 {
+            self.xcr0 = fpu::take_xcr0();
+        }
+        fpu::save(&mut self.vector_state);
         self.hw.detach(hardware);
+    }
+
+    /// XCR0. Attached.
+    fn xcr0(&self) -> u64 {
+        if self.has_xcr0 {
+            fpu::xcr0()
+        } else {
+            self.xcr0
+        }
+    }
+
+    /// The guest's CR4 is this now, which says whether it can reach XCR0. Where it cannot, nothing depends on that but leaf 0Dh of CPUID, and
+    /// writing it takes a CPU long. Attached.
+    pub fn reach_xcr0(&mut self, value: u64) {
+        let reaches = value & cr4::OSXSAVE != 0;
+        match (self.has_xcr0, reaches) {
+            (false, true) => fpu::set_xcr0(self.xcr0),
+            (true, false) => self.xcr0 = fpu::take_xcr0(),
+            _ => {}
+        }
+        self.has_xcr0 = reaches;
+    }
+
+    /// The guest has the debug addresses from now on, until it leaves a CPU without a breakpoint: most never have one, and to move
+    /// these registers takes a CPU long. Attached.
+    pub fn give_debug(&mut self) {
+        debug::set_addresses(&self.debug_addresses);
+        self.set_has_debug(true);
+    }
+
+    #[inline(never)]
+    fn save_debug(&mut self) {
+        self.debug_addresses = debug::addresses();
+        self.set_has_debug(self.hw.has_breakpoints());
+    }
+
+    fn set_has_debug(&mut self, has: bool) {
+        self.has_debug = has;
+        self.hw.watch_debug(!has);
     }
 
     /// RIP; attached.

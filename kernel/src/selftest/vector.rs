@@ -82,7 +82,7 @@ fn area() -> Result<Box<XsaveArea>, alloc::string::String> {
 
 fn a_new_area_is_the_state_after_reset() -> super::Outcome {
     load_xmm(&[[u64::MAX; 2]; 16]);
-    fpu::restore(&*area()?, fpu::features());
+    fpu::restore(&*area()?);
     check!(xmm() == [[0; 2]; 16], "a register is not zero");
     check!(mxcsr() == 0x1f80, "MXCSR is {:#x}", mxcsr());
     let mut control = 0_u16;
@@ -98,9 +98,9 @@ fn keep_xmm() -> super::Outcome {
     let (mut kept, fresh) = (area()?, area()?);
     load_xmm(&values);
     fpu::save(&mut kept);
-    fpu::restore(&fresh, fpu::features());
+    fpu::restore(&fresh);
     check!(xmm() == [[0; 2]; 16], "another state shows through");
-    fpu::restore(&kept, fpu::features());
+    fpu::restore(&kept);
     check!(xmm() == values, "they come back as {:x?}", xmm());
     Ok(())
 }
@@ -122,9 +122,9 @@ fn keep_ymm() -> super::Outcome {
     let (mut kept, fresh) = (area()?, area()?);
     load_ymm(&values);
     fpu::save(&mut kept);
-    fpu::restore(&fresh, fpu::features());
+    fpu::restore(&fresh);
     check!(ymm() == [[0; 4]; 16], "another state shows through");
-    fpu::restore(&kept, fpu::features());
+    fpu::restore(&kept);
     check!(ymm() == values, "they come back as {:x?}", ymm());
     Ok(())
 }
@@ -146,17 +146,13 @@ fn components_that_a_guest_switched_off_are_kept() -> super::Outcome {
     let (mut kept, fresh) = (area()?, area()?);
     load_ymm(&values);
     fpu::set_xcr0(X87_SSE);
-    let xcr0 = fpu::save(&mut kept);
-    check!(xcr0 == X87_SSE, "the guest's XCR0 was {xcr0:#x}");
+    let xcr0 = fpu::take_xcr0();
     let whole = fpu::xcr0();
-    fpu::set_xcr0(fpu::features());
-    check!(
-        whole == fpu::features(),
-        "XCR0 was left at {whole:#x}, so not all was saved"
-    );
-    fpu::restore(&fresh, fpu::features());
-    fpu::restore(&kept, X87_SSE);
-    fpu::set_xcr0(fpu::features());
+    check!(xcr0 == X87_SSE, "the guest's XCR0 was {xcr0:#x}");
+    check!(whole == fpu::features(), "XCR0 was left at {whole:#x}");
+    fpu::save(&mut kept);
+    fpu::restore(&fresh);
+    fpu::restore(&kept);
     check!(ymm() == values, "they come back as {:x?}", ymm());
     Ok(())
 }

@@ -26,6 +26,8 @@ pub enum Exit {
     WriteMsr,
     /// An access to a control register that is not the guest's own affair.
     ControlRegister(ControlRegister),
+    /// An access to a debug register, which has not been made ([`watch_debug`](super::Vcpu::watch_debug)).
+    DebugRegister,
     /// An access that the nested page tables do not allow.
     NestedFault(NestedFault),
     /// The nested page tables are broken at this address: a defect of the kernel.

@@ -157,6 +157,10 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn msr(&self, msr: Msr) -> Option<u64>;
     /// Writes such an MSR with a value that has been checked; false: not one of these.
     fn set_msr(&mut self, msr: Msr, value: u64) -> bool;
+    /// Whether accesses to DR0 to DR3, and writes of DR7, exit with [`Exit::DebugRegister`]; so they do at first.
+    fn watch_debug(&mut self, watches: bool);
+    /// Whether DR7 has an address watched.
+    fn has_breakpoints(&self) -> bool;
     /// What the guest's TSC is ahead of the host's, modulo 2^64.
     fn set_tsc_offset(&mut self, offset: u64);
 
@@ -237,6 +241,8 @@ pub unsafe trait Runner<V: Vendor> {
     fn serve_write_eoi(&mut self) -> Served;
     /// Serves [`Exit::WriteMsr`] of SELF IPI.
     fn serve_self_ipi(&mut self) -> Served;
+    /// Serves [`Exit::NestedFault`].
+    fn serve_nested_fault(&mut self, fault: &exit::NestedFault) -> Served;
     /// After [`Served::Interrupted`]: whether the interrupt has been injected, or waits for another. Else [`Exit::Served`] has to follow.
     fn deliver(&mut self) -> bool;
 }

@@ -34,6 +34,20 @@ impl LocalApic {
         }
     }
 
+    /// Reads the four bytes of a register as [`Self::read_mmio`] does; `None` where that would do something, or find no register's first byte.
+    #[inline(always)]
+    pub fn read_mmio_at_once(
+        &self,
+        offset: u32,
+        requests: &Requests,
+        now: impl FnOnce() -> u64,
+    ) -> Option<u32> {
+        if self.mode != Mode::XApic || offset & 0xf != 0 {
+            return None;
+        }
+        Some(self.read(Register::of_offset(offset)?, requests, now))
+    }
+
     /// Writes a register; `offset` in bytes. Writes of another width than 32 bits have no effect and must not come here. Nor
     /// has one that is not at a register's first byte (SDM vol. 3 11.4.1).
     pub fn write_mmio(
@@ -52,6 +66,26 @@ impl LocalApic {
                 self.note_error(error::ILLEGAL_REGISTER, requests);
                 Effect::Changed
             }
+        }
+    }
+
+    /// Writes TPR or EOI, as [`Self::write_mmio`] does it, where nothing follows but that an interrupt may be delivered. Whether it is so; otherwise
+    /// that has to do it.
+    #[inline(always)]
+    pub fn write_mmio_at_once(&mut self, offset: u32, value: u32) -> bool {
+        // SDM vol. 3 table 11-1.
+        const TPR: u32 = 0x80;
+        const EOI: u32 = 0xb0;
+        if self.mode != Mode::XApic {
+            return false;
+        }
+        match offset {
+            TPR => {
+                self.task_priority = value as u8;
+                true
+            }
+            EOI => self.end_the_only(),
+            _ => false,
         }
     }
 
@@ -136,6 +170,12 @@ impl LocalApic {
             self.task_priority = value as u8;
         }
         is_legal
+    }
+
+    /// WRMSR of EOI where nothing follows but that an interrupt may be delivered; whether it is so, and done.
+    #[inline(always)]
+    pub fn write_eoi(&mut self, value: u64) -> bool {
+        value == 0 && self.mode == Mode::X2Apic && self.end_the_only()
     }
 
     /// WRMSR of SELF IPI; whether it is legal, and done. What it leads to is that an interrupt may be delivered.

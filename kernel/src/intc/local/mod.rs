@@ -348,12 +348,10 @@ impl LocalApic {
         }
     }
 
-    /// EOI in x2APIC mode, where one interrupt at most is in service, and that is edge-triggered: its end concerns nobody else. Whether it is so.
+    /// EOI where one interrupt at most is in service, and that is edge-triggered: its end concerns nobody else. Whether it is so.
     #[inline(always)]
-    pub fn end_the_only(&mut self) -> bool {
-        let is_it = self.mode == Mode::X2Apic
-            && self.in_service_level.is_empty()
-            && self.in_service.is_only(self.highest);
+    fn end_the_only(&mut self) -> bool {
+        let is_it = self.in_service_level.is_empty() && self.in_service.is_only(self.highest);
         if is_it {
             self.in_service = Vectors::EMPTY;
             self.highest = 0;

@@ -41,7 +41,7 @@ const _: () = assert!(offset_of!(Context, guards) == guard::OFFSET);
 ///
 /// # Safety
 /// They are called by [`enter`] only. GIF is clear; FS, GS, TR, LDTR and the MSRs of SYSCALL and SYSENTER are the guest's, and RBP and
-/// R12 to R15 are not in the [`Context`] yet.
+/// R12 to R15 are not in the [`Context`] yet, where nothing else is said.
 pub unsafe trait Serve {
     /// VMMCALL of [`Call::VERSION`].
     ///
@@ -58,6 +58,11 @@ pub unsafe trait Serve {
     /// # Safety
     /// See above.
     unsafe extern "sysv64" fn msr(this: *mut Self) -> u64;
+    /// A nested fault. All general registers are in the [`Context`], which they are loaded from again.
+    ///
+    /// # Safety
+    /// See above.
+    unsafe extern "sysv64" fn nested_fault(this: *mut Self) -> u64;
 }
 
 /// The guest is entered again. It is the code of an exit that is not among those.
@@ -173,7 +178,7 @@ macro_rules! crossing {
 /// Enters the guest, and comes back when it has left: with the code of the exit, or what [`Serve`] says of it. Interrupts are off before and after; one that
 /// ended the guest's run is still pending. An NMI that did so has been taken when this returns: it was held until STGI (APM2 15.13, 15.17).
 ///
-/// CPUID, the null call, and RDMSR and WRMSR of an x2APIC's registers go to `server` while what VMLOAD loads and the registers that a function keeps are still the
+/// CPUID, the null call, RDMSR and WRMSR of an x2APIC's registers, and nested faults go to `server` while what VMLOAD loads and the registers that a function keeps are still the
 /// guest's: where it serves one, two switches of all that are saved. Interrupts wait meanwhile, and end the next run at once.
 ///
 /// # Safety
@@ -202,6 +207,7 @@ pub unsafe fn enter<S: Serve>(context: *mut Context, server: *mut S) -> u64 {
                 "sti",
                 "mov rax, [rdi + {vmcb}]",
                 "vmload rax",
+                "9:",
                 load_rest!(),
                 "2:",
                 load_rbx!(),
@@ -213,9 +219,8 @@ pub unsafe fn enter<S: Serve>(context: *mut Context, server: *mut S) -> u64 {
                 save_rbx!(),
                 "mov rcx, [rdi + {exit_code}]",
                 "mov rsi, [rcx]",
-                // Nested faults are the most frequent of those beyond.
                 "cmp esi, {vmmcall}",
-                "ja 6f",
+                "ja 8f",
                 "je 3f",
                 "cmp esi, {msr}",
                 "je 4f",
@@ -242,8 +247,21 @@ pub unsafe fn enter<S: Serve>(context: *mut Context, server: *mut S) -> u64 {
                 "test rax, rax",
                 "mov rax, [rdi + {vmcb}]",
                 "jz 2b",
-                "6: cli",
+                "jmp 6f",
+                "8: cmp esi, {nested_fault}",
+                "jne 6f",
                 save_rest!(),
+                "mov rdi, [rsp + 8]",
+                "call {serve_nested_fault}",
+                "mov rdi, [rsp]",
+                "mov rsi, rax",
+                "test rax, rax",
+                "mov rax, [rdi + {vmcb}]",
+                "jz 9b",
+                "jmp 7f",
+                "6:",
+                save_rest!(),
+                "7: cli",
                 "vmsave rax",
                 "mov rax, [rdi + {host}]",
                 "vmload rax",
@@ -252,6 +270,7 @@ pub unsafe fn enter<S: Serve>(context: *mut Context, server: *mut S) -> u64 {
             ],
             context,
             exit_code = const offset_of!(Context, exit_code),
+            nested_fault = const ExitCode::NPF.0,
             vmmcall = const ExitCode::VMMCALL.0,
             msr = const ExitCode::MSR.0,
             cpuid = const ExitCode::CPUID.0,
@@ -263,6 +282,7 @@ pub unsafe fn enter<S: Serve>(context: *mut Context, server: *mut S) -> u64 {
             serve_hypercall = sym S::hypercall,
             serve_cpuid = sym S::cpuid,
             serve_msr = sym S::msr,
+            serve_nested_fault = sym S::nested_fault,
             inout("rsi") server => code,
             out("rax") _,
         );

@@ -93,6 +93,15 @@ impl Events {
         event
     }
 
+    /// Takes the external interrupt that VMRUN has to deliver, if there is nothing else, be it only that an NMI is handled.
+    #[inline(always)]
+    pub fn take_interrupt(&mut self) -> Option<u8> {
+        if self.nmi_masked || self.nmi_waiting || self.iret_at.is_some() {
+            return None;
+        }
+        self.withdraw_interrupt()
+    }
+
     /// An NMI that waits may be delivered to a guest that goes on at `rip`.
     fn look_at_nmi(&mut self, rip: u64) {
         if self.iret_at.is_some_and(|at| at != rip) {
@@ -116,6 +125,40 @@ impl Events {
 mod tests {
     use super::*;
     use crate::virt::event::vector;
+
+    #[test]
+    fn an_interrupt_is_taken_alone_if_it_is_alone() {
+        let alone = || {
+            let mut events = Events::default();
+            assert!(events.inject(Event::external(0x40)));
+            events
+        };
+        let mut events = alone();
+        assert_eq!(events.take_interrupt(), Some(0x40));
+        assert!(!events.is_pending());
+        assert_eq!(events.take_interrupt(), None);
+
+        let mut beside_an_nmi = alone();
+        assert!(beside_an_nmi.inject(Event::NMI));
+        assert_eq!(beside_an_nmi.take_interrupt(), None, "one waits");
+
+        let mut events = Events::default();
+        assert!(events.inject(Event::NMI));
+        assert_eq!(events.take_interrupt(), None, "that is none");
+        assert_eq!(events.take(0), Some(Event::NMI));
+        assert!(events.inject(Event::external(0x40)));
+        assert_eq!(events.take_interrupt(), None, "an NMI is handled");
+        events.iret(0x1000);
+        assert_eq!(events.take_interrupt(), None, "its IRET is to come");
+        assert_eq!(events.take(0x1000), Some(Event::external(0x40)));
+        assert_eq!(events.take(0x2000), None);
+        assert!(events.inject(Event::external(0x41)));
+        assert_eq!(events.take_interrupt(), Some(0x41));
+
+        events.requeue(Event::GP0);
+        assert_eq!(events.take_interrupt(), None, "an exception");
+        assert!(events.is_pending());
+    }
 
     #[test]
     fn exceptions_combine_with_an_interrupted_one() {

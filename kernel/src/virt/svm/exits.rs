@@ -108,15 +108,15 @@ pub fn decode(report: Report) -> Outcome {
         ExitCode(0x10..=0x1f) => {
             Exit::ControlRegister(control_register(code.0 as u8 & 0xf, true, report))
         }
+        ExitCode(0x20..=0x3f) => Exit::DebugRegister,
         ExitCode(0x40..=0x5f) => return exception(code.0 as u8 - 0x40, report),
         ExitCode::INVALID => return Outcome::Invalid,
-        // None of these is intercepted or enabled: debug registers (switched), descriptor tables, RDTSC (offset), PUSHF,
+        // None of these is intercepted or enabled: descriptor tables, RDTSC (offset), PUSHF,
         // POPF, INT n, INVLPG, INVPCID, ICEBP (its #DB is intercepted), bus locks; the traps after a write and
         // VMGEXIT (encrypted guests); AVIC. FERR_FREEZE is intercepted, as a frozen CPU is of no use to anybody: a
         // guest with CR0.NE clear that leaves an x87 exception unmasked needs wiring that Plinth's machine lacks.
         // BUSY, IDLE_REQUIRED and INVALID_PMC answer features that are off.
-        ExitCode(0x20..=0x3f)
-        | ExitCode(0x66..=0x6e)
+        ExitCode(0x66..=0x6e)
         | ExitCode::PUSHF
         | ExitCode::POPF
         | ExitCode::SWINT

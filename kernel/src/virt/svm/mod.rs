@@ -58,6 +58,8 @@ pub struct SvmCpu {
     /// Bits that CR4 has while a guest runs, whatever the guest wrote: a machine check with MCE clear would shut the CPU
     /// down.
     forced_cr4: u64,
+    /// TSC_AUX, which the vCPU that was attached last has left.
+    tsc_aux: u64,
     /// What is done around guests' runs on this CPU.
     speculation: Plan,
     /// What tells this CPU from every other, and from itself before SVM was off.
@@ -125,6 +127,8 @@ impl Vendor for Svm {
             tags: TagAllocator::new(id, identity.asids.saturating_sub(1)),
             flush: true,
             forced_cr4: read_cr4() & cr4::MCE,
+            // Not a value of the register: it has 32 bits.
+            tsc_aux: u64::MAX,
             speculation: speculation::enable(),
             id,
         };

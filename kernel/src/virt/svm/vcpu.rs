@@ -25,6 +25,7 @@ use super::vmcb::{
     RegisterSet, TlbControl, VirtualInterrupt, Vmcb,
 };
 use super::{Svm, SvmCpu, SvmDomain};
+use crate::arch::debug;
 use crate::arch::msr::{self, Msr};
 use crate::mem::Hpa;
 use crate::virt::event::vector;
@@ -38,6 +39,10 @@ use crate::virt::{
 /// PAUSEs that a guest executes in a row before it is noticed, and the cycles between two that make a row.
 const PAUSE_COUNT: u16 = 3000;
 const PAUSE_THRESHOLD: u16 = 128;
+
+/// What of the debug registers exits while they are watched.
+const DEBUG_READS: RegisterSet = RegisterSet::DEBUG_ADDRESSES;
+const DEBUG_WRITES: RegisterSet = RegisterSet::DEBUG_ADDRESSES.union(RegisterSet::DEBUG_CONTROL);
 
 bitflags! {
     /// What has to be done before the next entry. The low half are the clean bits that have to be cleared.
@@ -58,6 +63,11 @@ bitflags! {
 impl Changes {
     const fn of(group: CleanBits) -> Self {
         Self::from_bits_retain(group.bits())
+    }
+
+    /// What the CPU need not look at.
+    const fn unchanged(self) -> CleanBits {
+        CleanBits::all().difference(CleanBits::from_bits_truncate(self.bits()))
     }
 }
 
@@ -187,7 +197,7 @@ impl SvmVcpu {
         self.changes = Changes::empty();
     }
 
-    /// Does what is due before the next entry, if anything is.
+    /// Does what is due before the next entry, if anything is: mostly to settle the last, or to deliver an interrupt.
     ///
     /// # Errors
     /// As [`Self::prepare`].
@@ -198,6 +208,16 @@ impl SvmVcpu {
         }
         if self.changes == Changes::SETTLE && !cpu.flush {
             self.settle();
+            return Ok(());
+        }
+        if (Changes::EVENT | Changes::SETTLE).contains(self.changes)
+            && !cpu.flush
+            && let Some(vector) = self.events.take_interrupt()
+        {
+            self.settle();
+            self.send(EventInjection::of(Event::external(vector)));
+            self.vmcb.control.clean = self.changes.unchanged();
+            self.changes = Changes::SETTLE;
             return Ok(());
         }
         self.prepare(cpu)
@@ -234,7 +254,7 @@ impl SvmVcpu {
             return Err(failure);
         }
         let control = &mut self.vmcb.control;
-        control.clean = CleanBits::all() - CleanBits::from_bits_truncate(self.changes.bits());
+        control.clean = self.changes.unchanged();
         control.tlb_control = if cpu.flush {
             TlbControl::FLUSH_ALL
         } else {
@@ -262,16 +282,20 @@ impl SvmVcpu {
             ExitCode::MSR => Exit::WriteMsr,
             ExitCode::IOIO => Exit::Io(exits::io(self.vmcb.control.exit_info1)),
             ExitCode::HLT => Exit::Halt,
-            // One that a delivery or an offer was interrupted by is looked at closely.
-            ExitCode::NPF
-                if !self.vmcb.control.exit_int_info.is_valid()
-                    && !self.vmcb.control.virtual_interrupt.irq() =>
-            {
-                let control = &self.vmcb.control;
-                exits::nested_fault(control.exit_info1, control.exit_info2)
-            }
+            ExitCode::NPF => match self.nested_fault() {
+                Some(exit) => exit,
+                None => self.left(code),
+            },
             _ => self.left(code),
         }
+    }
+
+    /// A nested fault; not one that a delivery or an offer was interrupted by, which is looked at closely.
+    #[inline(always)]
+    fn nested_fault(&self) -> Option<Exit> {
+        let control = &self.vmcb.control;
+        let is_alone = !control.exit_int_info.is_valid() && !control.virtual_interrupt.irq();
+        is_alone.then(|| exits::nested_fault(control.exit_info1, control.exit_info2))
     }
 
     /// Every exit but those that are to be quick.
@@ -492,6 +516,17 @@ unsafe impl<R: Runner<Svm>> Serve for R {
             _ => ExitCode::MSR.0,
         }
     }
+
+    unsafe extern "sysv64" fn nested_fault(this: *mut Self) -> u64 {
+        // SAFETY: as above.
+        let runner = unsafe { &mut *this };
+        match runner.parts().0.nested_fault() {
+            Some(Exit::NestedFault(fault)) => {
+                pass(runner, |runner| runner.serve_nested_fault(&fault))
+            }
+            _ => ExitCode::NPF.0,
+        }
+    }
 }
 
 #[inline(never)]
@@ -514,6 +549,8 @@ impl Vcpu<Svm> for SvmVcpu {
         // what is injected: the V_TPR of V_INTR_MASKING would be a second one that nobody asks.
         control.cr_reads = RegisterSet::R8;
         control.cr_writes = RegisterSet::R0 | RegisterSet::R4 | RegisterSet::R8;
+        control.dr_reads = DEBUG_READS;
+        control.dr_writes = DEBUG_WRITES;
         // #DB and #AC: their delivery can raise them again without end, which no interrupt ends (CVE-2015-8104,
         // CVE-2015-5307). #DF: not every implementation reports the shutdown that may follow.
         control.exceptions = Exceptions::DB | Exceptions::DF | Exceptions::AC | Exceptions::MC;
@@ -606,12 +643,16 @@ impl Vcpu<Svm> for SvmVcpu {
             registers::set_cr4(&mut self.vmcb, self.guest_cr4, self.forced_cr4);
         }
         self.take_tag(cpu);
-        self.load_tsc_aux();
+        if cpu.tsc_aux != self.tsc_aux {
+            self.load_tsc_aux();
+        }
         load_cr2(self.vmcb.save.cr2);
     }
 
-    fn detach(&mut self, _cpu: &mut SvmCpu) {
-        // Everything is in memory after each run: VMSAVE is part of it.
+    #[inline(always)]
+    fn detach(&mut self, cpu: &mut SvmCpu) {
+        // Everything else is in memory after each run: VMSAVE is part of it.
+        cpu.tsc_aux = self.tsc_aux;
     }
 
     #[inline(always)]
@@ -712,6 +753,17 @@ impl Vcpu<Svm> for SvmVcpu {
         registers::set_cr4(&mut self.vmcb, value, self.forced_cr4);
         self.touch(CleanBits::INTERCEPTS);
         self.paging_changed();
+    }
+
+    fn watch_debug(&mut self, watches: bool) {
+        let control = &mut self.vmcb.control;
+        control.dr_reads.set(DEBUG_READS, watches);
+        control.dr_writes.set(DEBUG_WRITES, watches);
+        self.touch(CleanBits::INTERCEPTS);
+    }
+
+    fn has_breakpoints(&self) -> bool {
+        debug::is_enabled(self.vmcb.save.dr7)
     }
 
     fn set_efer(&mut self, value: u64) {

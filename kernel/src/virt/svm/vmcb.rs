@@ -33,6 +33,10 @@ bitflags! {
         const R4 = 1 << 4;
         /// CR8.
         const R8 = 1 << 8;
+        /// DR0 to DR3.
+        const DEBUG_ADDRESSES = 0xf;
+        /// DR7, and DR5, which is the same without CR4.DE.
+        const DEBUG_CONTROL = 1 << 5 | 1 << 7;
         const _ = !0;
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn set_requested(page: &mut [u8; BYTES], words: [u64; 4]) {
 
 /// The guest interrupt status (SDM 25.4.2): the highest vector that is requested in bits 7:0, the highest in service in 15:8.
 pub(super) fn status(requested: &[u64; 4], in_service: &[u64; 4]) -> u16 {
-    let top = |words: &[u64; 4]| u16::from(highest(words.iter().rev().copied()).unwrap_or(0));
+    let top = |words: &[u64; 4]| u16::from(highest(*words).unwrap_or(0));
     top(requested) | top(in_service) << 8
 }
 

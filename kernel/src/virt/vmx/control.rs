@@ -22,6 +22,7 @@ const REQUIRED_PRIMARY: PrimaryControls = PrimaryControls::TSC_OFFSETTING
     .union(PrimaryControls::RDPMC_EXITING)
     .union(PrimaryControls::CR8_LOAD_EXITING)
     .union(PrimaryControls::CR8_STORE_EXITING)
+    .union(PrimaryControls::MOV_DR_EXITING)
     .union(PrimaryControls::IO_BITMAPS)
     .union(PrimaryControls::MSR_BITMAPS)
     .union(PrimaryControls::SECONDARY_CONTROLS);
@@ -204,7 +205,7 @@ impl Controls {
         }
 
         let primary = fold(registers.primary, REQUIRED_PRIMARY.bits(), 0, FORBIDDEN_PRIMARY.bits())
-            .ok_or(lack("VMX lacks a primary control: TSC offsetting, HLT, MWAIT, MONITOR, RDPMC or CR8 exiting, I/O or MSR bitmaps, or CR3 accesses without exits"))?;
+            .ok_or(lack("VMX lacks a primary control: TSC offsetting, HLT, MWAIT, MONITOR, RDPMC, CR8 or MOV-DR exiting, I/O or MSR bitmaps, or CR3 accesses without exits"))?;
         let mut optional = OPTIONAL_SECONDARY;
         if registers.ept_vpid & 1 << 32 == 0 || !(flush.vpid_single || flush.vpid_all) {
             // Tags that cannot be flushed are worse than none.

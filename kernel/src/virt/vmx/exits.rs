@@ -48,6 +48,7 @@ impl Inner {
             ExitReason::CONTROL_REGISTER => {
                 Exit::ControlRegister(control_register(vmcs::EXIT_QUALIFICATION.read()))
             }
+            ExitReason::MOV_DR => Exit::DebugRegister,
             ExitReason::VIRTUALIZED_EOI => {
                 Exit::EndOfInterrupt(vmcs::EXIT_QUALIFICATION.read().0 as u8)
             }
@@ -116,13 +117,12 @@ impl Inner {
             | ExitReason::RDMSR_IMMEDIATE
             | ExitReason::WRMSRNS_IMMEDIATE => Exit::Instruction(Instruction::Hidden),
 
-            // Controls that are never set make these: INVLPG, RDTSC, RDTSCP, MOV DR, the descriptor tables, RDRAND, RDSEED and
+            // Controls that are never set make these: INVLPG, RDTSC, RDTSCP, the descriptor tables, RDRAND, RDSEED and
             // INVPCID are the guest's own affair; there is no monitor trap, no threshold, no APIC-access page, no page-modification log,
             // no sub-page permission, no bus-lock and no timeout exit. So one of them is a defect, and so is a new reason.
             ExitReason::INVLPG
             | ExitReason::RDTSC
             | ExitReason::RDTSCP
-            | ExitReason::MOV_DR
             | ExitReason::GDTR_IDTR
             | ExitReason::LDTR_TR
             | ExitReason::RDRAND

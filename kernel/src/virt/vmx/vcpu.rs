@@ -29,6 +29,7 @@ use super::vmcs::{
     Vpid, W64,
 };
 use super::{SWITCHED, Vmx, VmxCpu, VmxDomain, dump, host, ops};
+use crate::arch::debug;
 use crate::arch::msr::{self, Msr};
 use crate::mem::{Hpa, try_box};
 use crate::virt::event::vector;
@@ -762,6 +763,15 @@ impl Vcpu<Vmx> for VmxVcpu {
         if before != value {
             self.0.flush_own();
         }
+    }
+
+    fn watch_debug(&mut self, watches: bool) {
+        self.0
+            .change_primary(PrimaryControls::MOV_DR_EXITING, watches);
+    }
+
+    fn has_breakpoints(&self) -> bool {
+        debug::is_enabled(vmcs::GUEST_DR7.read().0)
     }
 
     fn set_efer(&mut self, value: u64) {
