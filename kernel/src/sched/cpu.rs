@@ -92,18 +92,23 @@ impl<V: Vendor> Kernel<V> {
                     None => break after.since,
                 }
             };
-            let (domain, vcpu) = (turn.vcpu.domain.number, turn.vcpu.index);
+            let vcpu = turn.vcpu;
+            let (domain, index) = (vcpu.domain.number, vcpu.index);
             // It may be the last that knows of the vCPU.
-            drop(turn);
+            drop(vcpu);
             now = since.unwrap_or_else(time::tsc);
-            last = (now, domain, vcpu);
+            last = (now, domain, index);
         }
     }
 
     /// What has to be done between two slices; whether there was something.
     fn look_around(&'static self, state: &CpuState<V>, hardware: &mut V::Cpu) -> bool {
         let mut had = self.take_pending(state, hardware);
-        if state.cpu.id == 0 && self.sched.attention.swap(false, Ordering::AcqRel) {
+        let attention = &self.sched.attention;
+        if attention.load(Ordering::Relaxed)
+            && state.cpu.id == 0
+            && attention.swap(false, Ordering::AcqRel)
+        {
             root::attend(self, hardware);
             had = true;
         }
@@ -242,7 +247,7 @@ impl<V: Vendor> Kernel<V> {
         });
         let hardware = run.hardware;
         context.detach(hardware);
-        state.domain.store(0, Ordering::SeqCst);
+        state.domain.store(0, Ordering::Release);
         if stop == Stop::SliceOver {
             // One that leaves by itself is off its CPU often enough for its own to be read.
             *vcpu.exits.lock() = context.counters.clone();
@@ -371,7 +376,8 @@ impl<V: Vendor> Kernel<V> {
         // The moment is accounted for with this, whatever it does next.
         let ran = entity.change(Activity::Held, now);
         entity.charge(ran);
-        vcpu.must_leave.store(false, Ordering::SeqCst);
+        // Who sets it has the entity locked.
+        vcpu.must_leave.store(false, Ordering::Release);
         if entity.finished {
             entity.activity = Activity::Over;
             self.sched.stop_timer(vcpu, &entity);

@@ -3,6 +3,8 @@
 
 use plinth_abi::{Schedule, VcpuInfo, VcpuRun};
 
+use super::Place;
+
 /// What a vCPU is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -159,11 +161,13 @@ impl Entity {
         ticks
     }
 
-    /// It leaves its CPU: what it ran is charged to its turn and its cap.
+    /// It leaves its CPU: what it ran is charged to its turn, and to its cap if it has one.
     #[inline]
     pub const fn charge(&mut self, ticks: u64) {
         self.credit = self.credit.saturating_sub_unsigned(ticks);
-        self.cap_used = self.cap_used.saturating_add(ticks);
+        if self.schedule.cap != 0 {
+            self.cap_used = self.cap_used.saturating_add(ticks);
+        }
     }
 
     /// It has been blocked for so many ticks, on a CPU that others with this sum of weights want, too: what it could have run
@@ -236,7 +240,7 @@ impl Entity {
         const LEAST: u64 = 1000;
         let is_used_up =
             self.schedule.cap != 0 && self.cap_left(now, units) <= units.cap_period / LEAST;
-        is_used_up.then_some(self.cap_start + units.cap_period)
+        is_used_up.then(|| self.cap_start + units.cap_period)
     }
 
     /// A CPU that it must run on.
@@ -245,6 +249,12 @@ impl Entity {
             Schedule::ANY_CPU => None,
             cpu => Some(cpu),
         }
+    }
+
+    /// The same, as a [`Place`] has it.
+    pub const fn pin_of_place(&self) -> u16 {
+        const _: () = assert!(Schedule::ANY_CPU as u16 == Place::<()>::ANY_CPU);
+        self.schedule.cpu as u16
     }
 
     /// Times and counters at `now`.

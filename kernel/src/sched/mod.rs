@@ -232,7 +232,7 @@ impl<V: Vendor> Sched<V> {
             vcpu: vcpu.clone(),
             ticket: entity.ticket,
             weight: entity.weight(),
-            pinned: entity.pin().is_some(),
+            cpu: entity.pin_of_place(),
         };
         target.load(place.weight);
         target.queue.lock().add(place, position);

@@ -15,8 +15,17 @@ pub struct Place<T> {
     pub ticket: u32,
     /// Its weight, which is part of the CPU's load.
     pub weight: u16,
-    /// It must not go to another CPU.
-    pub pinned: bool,
+    /// The CPU that it must run on, or [`Place::ANY_CPU`].
+    pub cpu: u16,
+}
+
+impl<T> Place<T> {
+    /// It may run on any CPU.
+    pub const ANY_CPU: u16 = u16::MAX;
+
+    const fn is_pinned(&self) -> bool {
+        self.cpu != Self::ANY_CPU
+    }
 }
 
 /// Where in the queue.
@@ -78,19 +87,20 @@ impl<T: Waiter + PartialEq> Queue<T> {
 
     /// Takes the next one.
     pub fn next(&mut self) -> Option<Place<T>> {
-        self.first
-            .take()
-            .or_else(|| self.boosted.pop_front())
-            .or_else(|| self.ready.pop_front())
+        if self.has_boosted() {
+            self.first.take().or_else(|| self.boosted.pop_front())
+        } else {
+            self.ready.pop_front()
+        }
     }
 
     /// Takes one that may run on another CPU, whoever would have to wait longest first.
     pub fn give_away(&mut self) -> Option<Place<T>> {
-        let at = self.ready.iter().rposition(|place| !place.pinned);
+        let at = self.ready.iter().rposition(|place| !place.is_pinned());
         match at {
             Some(at) => self.ready.remove(at),
-            None => self.first.take_if(|place| !place.pinned).or_else(|| {
-                let at = self.boosted.iter().position(|place| !place.pinned)?;
+            None => self.first.take_if(|place| !place.is_pinned()).or_else(|| {
+                let at = self.boosted.iter().position(|place| !place.is_pinned())?;
                 self.boosted.remove(at)
             }),
         }
@@ -138,7 +148,7 @@ mod tests {
             vcpu: Number(number),
             ticket: 0,
             weight: number as u16,
-            pinned,
+            cpu: if pinned { 0 } else { Place::<Number>::ANY_CPU },
         }
     }
 

@@ -53,9 +53,15 @@ impl TagAllocator {
         }
     }
 
+    /// Whether `tag` is valid on this CPU.
+    #[inline(always)]
+    pub const fn is_valid(&self, tag: &Tag) -> bool {
+        tag.cpu == self.cpu && tag.generation == self.generation
+    }
+
     /// Makes `tag` valid on this CPU, and says what has to be flushed before the next entry.
     pub fn validate(&mut self, tag: &mut Tag) -> Flush {
-        if tag.cpu == self.cpu && tag.generation == self.generation {
+        if self.is_valid(tag) {
             return Flush::Nothing;
         }
         let mut flush = Flush::Nothing;

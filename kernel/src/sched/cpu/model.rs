@@ -5,7 +5,7 @@ use crate::mem::Ref;
 use crate::models::machine;
 use crate::models::vendor::{Model, Tlb};
 use crate::object::{Ending, Kernel, Stop, Vcpu};
-use crate::sync::atomic::Ordering::{Relaxed, SeqCst};
+use crate::sync::atomic::Ordering::{Relaxed, Release};
 
 impl Kernel<Model> {
     /// As [`Kernel::live`], until the model is over. `guest` is what a vCPU does until it leaves the CPU, or `None` where it never does.
@@ -59,7 +59,7 @@ impl Kernel<Model> {
                 stop => break (stop, false),
             }
         };
-        state.domain.store(0, SeqCst);
+        state.domain.store(0, Release);
         machine::end_run();
         let left = Left {
             stop,

@@ -170,6 +170,7 @@ impl SvmVcpu {
     }
 
     /// Sees to it that the ASID is this vCPU's on this CPU.
+    #[inline(never)]
     fn take_tag(&mut self, cpu: &mut SvmCpu) {
         if cpu.tags.validate(&mut self.tag) == Flush::All {
             cpu.flush = true;
@@ -425,6 +426,19 @@ impl SvmVcpu {
         }
     }
 
+    /// It is attached to another CPU than before.
+    #[inline(never)]
+    fn come_to(&mut self, cpu: &SvmCpu) {
+        // What this CPU may have cached of the block is of another time, or of another block in the same frame.
+        self.touch(CleanBits::all());
+        self.cpu = Some(cpu.id);
+        self.context.host = cpu.host.hpa();
+        self.context.guards = Guards::new(&cpu.speculation, 0);
+        self.put_spec_ctrl();
+        self.forced_cr4 = cpu.forced_cr4;
+        registers::set_cr4(&mut self.vmcb, self.guest_cr4, self.forced_cr4);
+    }
+
     fn put_state(&mut self, state: &VcpuState) {
         registers::set_state(
             &mut self.vmcb,
@@ -626,6 +640,7 @@ impl Vcpu<Svm> for SvmVcpu {
         Ok(vcpu)
     }
 
+    #[inline(always)]
     fn attach(&mut self, cpu: &mut SvmCpu, domain: &SvmDomain) {
         let iopm = domain.iopm();
         if self.vmcb.control.iopm_base != iopm {
@@ -633,16 +648,11 @@ impl Vcpu<Svm> for SvmVcpu {
             self.touch(CleanBits::PERMISSION_MAPS);
         }
         if self.cpu != Some(cpu.id) {
-            // What this CPU may have cached of the block is of another time, or of another block in the same frame.
-            self.touch(CleanBits::all());
-            self.cpu = Some(cpu.id);
-            self.context.host = cpu.host.hpa();
-            self.context.guards = Guards::new(&cpu.speculation, 0);
-            self.put_spec_ctrl();
-            self.forced_cr4 = cpu.forced_cr4;
-            registers::set_cr4(&mut self.vmcb, self.guest_cr4, self.forced_cr4);
+            self.come_to(cpu);
         }
-        self.take_tag(cpu);
+        if !cpu.tags.is_valid(&self.tag) {
+            self.take_tag(cpu);
+        }
         if cpu.tsc_aux != self.tsc_aux {
             self.load_tsc_aux();
         }
