@@ -683,20 +683,22 @@ impl<V: Vendor> Context<V> {
         {
             return false;
         }
+        self.inject_highest(vcpu) != Some(false)
+    }
+
+    /// Has the guest take the highest interrupt that its local APIC, which the kernel keeps, lets through; whether it can at once. `None`:
+    /// there is none.
+    #[inline(always)]
+    fn inject_highest(&mut self, vcpu: &Vcpu<V>) -> Option<bool> {
         if self.offers_end() {
             self.take_back_end();
         }
-        let Some(apic) = &self.apic else {
-            return false;
-        };
-        match apic.deliverable(&vcpu.requests) {
-            Some(vector) if self.hw.inject_interrupt(vector) => {
-                self.accept(vector, vcpu);
-                true
-            }
-            Some(_) => false,
-            None => true,
+        let vector = self.apic.as_ref()?.deliverable(&vcpu.requests)?;
+        let can_take = self.hw.inject_interrupt(vector);
+        if can_take {
+            self.accept(vector, vcpu);
         }
+        Some(can_take)
     }
 
     /// The guest is given an interrupt of the local APIC.
@@ -730,21 +732,22 @@ impl<V: Vendor> Context<V> {
             }
             return self.ask_pic(vcpu);
         }
-        if self.offers_end() {
-            self.take_back_end();
-        }
-        let Some(vector) = self.next_interrupt(vcpu) else {
-            return self.ask_pic(vcpu);
-        };
-        if self.hw.inject_interrupt(vector) {
-            if self.apic.is_some() {
-                self.accept(vector, vcpu);
-                // It was the highest: all others wait for its end, which is looked at. Who raises a higher one prompts the vCPU.
-                return Next::Resume;
+        if self.apic.is_some() {
+            match self.inject_highest(vcpu) {
+                // All others wait for its end, which is looked at. Who raises a higher one prompts the vCPU.
+                Some(true) => return Next::Resume,
+                Some(false) => {}
+                None => return self.ask_pic(vcpu),
             }
-            vcpu.requests.take(vector);
-            if !vcpu.requests.has_interrupt() {
+        } else {
+            let Some(vector) = vcpu.requests.highest() else {
                 return Next::Resume;
+            };
+            if self.hw.inject_interrupt(vector) {
+                vcpu.requests.take(vector);
+                if !vcpu.requests.has_interrupt() {
+                    return Next::Resume;
+                }
             }
         }
         self.hw.request_interrupt_window();

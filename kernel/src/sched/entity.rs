@@ -153,11 +153,14 @@ impl Entity {
     #[inline(always)]
     pub fn account(&mut self, now: u64) -> u64 {
         // Two CPUs' TSCs may differ by a little.
-        let ticks = now.saturating_sub(self.since);
+        if now <= self.since {
+            return 0;
+        }
+        let ticks = now - self.since;
         if let Some(spent) = self.spent.get_mut(self.activity as usize) {
             *spent += ticks;
         }
-        self.since = self.since.max(now);
+        self.since = now;
         ticks
     }
 
@@ -178,11 +181,15 @@ impl Entity {
             self.credit = most;
             return;
         }
-        const _: () = assert!(Schedule::MAX_WEIGHT <= 1 << 15);
-        // Nobody has been blocked for so long that it would matter.
-        let weight = u64::from(self.weight());
-        let product = ticks.min(1 << 48).wrapping_mul(weight);
-        let share = product / others.saturating_add(weight).max(1);
+        let share = if others == 0 {
+            ticks
+        } else {
+            const _: () = assert!(Schedule::MAX_WEIGHT <= 1 << 15);
+            // Nobody has been blocked for so long that it would matter.
+            let weight = u64::from(self.weight());
+            let product = ticks.min(1 << 48).wrapping_mul(weight);
+            product / others.saturating_add(weight).max(1)
+        };
         self.credit += share.min(most.abs_diff(self.credit)) as i64;
     }
 
