@@ -17,6 +17,7 @@ cases!("local_apics":
     every_offset_is_read,
     every_offset_is_written,
     narrow_and_wide_accesses,
+    accesses_by_every_general_register,
     illegal_vectors_are_sent,
     illegal_vectors_are_sent_by_the_self_register,
     reserved_delivery_modes,
@@ -197,6 +198,102 @@ fn narrow_and_wide_accesses() -> Outcome {
         .run(at(base + TASK_PRIORITY))?;
         check_eq!(read(base + TASK_PRIORITY), 0x42, "after a wide write");
         Ok(())
+    })
+}
+
+/// Writes a value to TPR from a register, and reads it back into the same, in which all bits are set before; `$whole` is the whole of it.
+macro_rules! through {
+    ($whole:literal, $half:literal, $value:literal) => {
+        concat!(
+            "mov ",
+            $half,
+            ", ",
+            $value,
+            "\n",
+            "mov [rdi + 0x80], ",
+            $half,
+            "\n",
+            "mov ",
+            $whole,
+            ", -1\n",
+            "mov ",
+            $half,
+            ", [rdi + 0x80]"
+        )
+    };
+}
+
+/// By instructions that are decoded, and by the same again.
+fn accesses_by_every_general_register() -> Outcome {
+    inside_a_pc(|| {
+        let base = registers();
+        let storms = snippet!(
+            "mov r15, rsp",
+            through!("rsp", "esp", "0x1f"),
+            "xchg rsp, r15",
+            through!("rax", "eax", "0x20"),
+            through!("rbx", "ebx", "0x21"),
+            through!("rcx", "ecx", "0x22"),
+            through!("rdx", "edx", "0x23"),
+            through!("rsi", "esi", "0x24"),
+            through!("rbp", "ebp", "0x25"),
+            through!("r8", "r8d", "0x26"),
+            through!("r9", "r9d", "0x27"),
+            through!("r10", "r10d", "0x28"),
+            through!("r11", "r11d", "0x29"),
+            through!("r12", "r12d", "0x2a"),
+            through!("r13", "r13d", "0x2b"),
+            through!("r14", "r14d", "0x2c"),
+            "mov dword ptr [rdi + 0x80], 0"
+        );
+        let registers = Gprs {
+            rdi: base,
+            ..Gprs::ZERO
+        };
+        let expected = Gprs {
+            rax: 0x20,
+            rbx: 0x21,
+            rcx: 0x22,
+            rdx: 0x23,
+            rsi: 0x24,
+            rdi: base,
+            rbp: 0x25,
+            r8: 0x26,
+            r9: 0x27,
+            r10: 0x28,
+            r11: 0x29,
+            r12: 0x2a,
+            r13: 0x2b,
+            r14: 0x2c,
+            r15: 0x1f,
+        };
+        for _ in 0..4 {
+            check_eq!(storms.run(registers)?, expected, "the registers");
+            check_eq!(read(base + TASK_PRIORITY), 0, "TPR");
+        }
+        // A few places are remembered: one that comes again at once is.
+        let again = snippet!(
+            "mov r12, 100",
+            "2: mov [rdi + 0x80], r12d",
+            "mov rbp, -1",
+            "mov ebp, [rdi + 0x80]",
+            "xor ebp, r12d",
+            "or r13, rbp",
+            "mov r14, -1",
+            "mov r14d, [rdi + 0x30]",
+            "xor r14, rbx",
+            "or r13, r14",
+            "dec r12",
+            "jnz 2b",
+            "mov dword ptr [rdi + 0x80], 0"
+        );
+        let out = again.run(Gprs {
+            rdi: base,
+            rbx: read(base + VERSION).into(),
+            ..Gprs::ZERO
+        })?;
+        check_eq!(out.r13, 0, "bits that differed");
+        is_at_rest(base)
     })
 }
 

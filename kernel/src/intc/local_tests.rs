@@ -898,6 +898,62 @@ fn step() -> impl proptest::strategy::Strategy<Value = Step> {
     ]
 }
 
+proptest::proptest! {
+    /// What is done at once is what would be done otherwise, and concerns nobody else.
+    #[test]
+    fn at_once_is_as_otherwise(
+        steps in proptest::collection::vec((step(), proptest::prelude::any::<u8>()), 0..40),
+        is_x2apic: bool,
+    ) {
+        let new = if is_x2apic { Cpu::x2apic } else { Cpu::new };
+        let (mut quick, mut other) = (new(0), new(0));
+        for (step, value) in steps {
+            match step {
+                Step::Raise(vector, level) => {
+                    quick.requests.raise(vector, level);
+                    other.requests.raise(vector, level);
+                }
+                Step::Deliver => assert_eq!(quick.take(), other.take()),
+                Step::Fetch => {}
+                Step::Priority(_) | Step::End => {
+                    let offset = if matches!(step, Step::End) { EOI } else { TPR };
+                    let msr = u64::from(value) * u64::from(offset == TPR);
+                    let (is_done, effect) = if is_x2apic {
+                        let is_done = match offset {
+                            EOI => quick.apic.write_eoi(msr),
+                            _ => quick.apic.write_tpr(msr),
+                        };
+                        (is_done, other.wrmsr(0x800 + (offset >> 4), msr).unwrap())
+                    } else {
+                        let value = value.into();
+                        let is_done = quick.apic.write_mmio_at_once(offset, value);
+                        (is_done, other.write(offset, value))
+                    };
+                    if is_done {
+                        let concerns = matches!(effect, Effect::Eoi { broadcast: true, .. });
+                        assert!(!concerns, "{effect:?}");
+                    } else if is_x2apic {
+                        let _ = quick.wrmsr(0x800 + (offset >> 4), msr);
+                    } else {
+                        let _ = quick.write(offset, value.into());
+                    }
+                }
+            }
+            for register in (0..0x40).map(|register| register << 4) {
+                let at_once = quick.apic.read_mmio_at_once(register, &quick.requests, || 7);
+                if is_x2apic {
+                    assert_eq!(at_once, None);
+                    let msr = 0x800 + (register >> 4);
+                    assert_eq!(quick.rdmsr(msr), other.rdmsr(msr), "{msr:#x}");
+                } else if let Some(at_once) = at_once {
+                    assert_eq!(at_once, other.read(register), "{register:#x}");
+                    assert_eq!(quick.read(register), at_once, "{register:#x}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_disabled_apic_lends_no_requests() {
     let mut cpu = Cpu::new(0);
