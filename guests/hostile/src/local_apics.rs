@@ -268,7 +268,8 @@ fn accesses_by_every_general_register() -> Outcome {
             r15: 0x1f,
         };
         for _ in 0..4 {
-            check_eq!(storms.run(registers)?, expected, "the registers");
+            let seen = storms.run(registers)?;
+            check!(seen == expected, "{seen:x?}, expected {expected:x?}");
             check_eq!(read(base + TASK_PRIORITY), 0, "TPR");
         }
         // A few places are remembered: one that comes again at once is.

@@ -260,8 +260,11 @@ pub fn save(area: &mut XsaveArea) {
     }
 }
 
-/// XCR0. Not every emulator lets XSETBV exit under SVM, so the CPU is what is asked. There is XSAVE.
+/// XCR0. Not every emulator lets XSETBV exit under SVM, so the CPU is what is asked. Where there is none, what FXSAVE saves.
 pub fn xcr0() -> u64 {
+    if !XSAVE.load(Ordering::Relaxed) {
+        return LEGACY;
+    }
     let (low, high): (u32, u32);
     // SAFETY: CR4.OSXSAVE is set.
     unsafe {
@@ -270,8 +273,13 @@ pub fn xcr0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Sets XCR0, which was whole, for a guest that can reach it, to a value found legal.
+/// Sets XCR0 for the guest that has the CPU, to a value found legal.
 pub fn set_xcr0(value: u64) {
+    write_xcr0(value);
+}
+
+/// As [`set_xcr0`], where XCR0 is whole.
+pub fn load_xcr0(value: u64) {
     if value != features() {
         write_xcr0(value);
     }

@@ -45,7 +45,7 @@ impl<V: Vendor> Passer<'_, '_, V> {
         })
     }
 
-    /// What has been done about an access to the local APIC by which an interrupt may have become deliverable.
+    /// What has been done about an access to the local APIC, which may have let an interrupt through.
     #[inline(always)]
     fn followed(&self, served: Served) -> Served {
         match served {

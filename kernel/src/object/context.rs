@@ -875,7 +875,7 @@ impl<V: Vendor> Context<V> {
         self.hw.attach(hardware, self.domain.hardware());
         fpu::restore(&self.vector_state);
         if self.has_xcr0 {
-            fpu::set_xcr0(self.xcr0);
+            fpu::load_xcr0(self.xcr0);
         }
         if self.has_debug {
             debug::set_addresses(&self.debug_addresses);
@@ -909,7 +909,7 @@ impl<V: Vendor> Context<V> {
     pub fn reach_xcr0(&mut self, value: u64) {
         let reaches = value & cr4::OSXSAVE != 0;
         match (self.has_xcr0, reaches) {
-            (false, true) => fpu::set_xcr0(self.xcr0),
+            (false, true) => fpu::load_xcr0(self.xcr0),
             (true, false) => self.xcr0 = fpu::take_xcr0(),
             _ => {}
         }

@@ -214,7 +214,7 @@ pub trait Vcpu<V: Vendor>: Sized {
 }
 
 /// Who has a vCPU run, and serves exits in passing, while the guest's state is still on the CPU. Of that the general registers can be
-/// reached, and what SVM's VMRUN switches: RIP, RFLAGS, control registers, CS, SS, DS, ES, but neither the other segments nor the
+/// reached (RBP and R12 to R15 only by [`Runner::serve_nested_fault`]), and what SVM's VMRUN switches: RIP, RFLAGS, control registers, CS, SS, DS, ES, but neither the other segments nor the
 /// MSRs of SYSCALL and SYSENTER.
 ///
 /// What serves an exit skips the instruction and counts the exit.

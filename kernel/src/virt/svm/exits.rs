@@ -108,15 +108,17 @@ pub fn decode(report: Report) -> Outcome {
         ExitCode(0x10..=0x1f) => {
             Exit::ControlRegister(control_register(code.0 as u8 & 0xf, true, report))
         }
-        ExitCode(0x20..=0x3f) => Exit::DebugRegister,
+        // Reads of DR0 to DR3, writes of those and of DR7, which is DR5, too.
+        ExitCode(0x20..=0x23 | 0x30..=0x33 | 0x35 | 0x37) => Exit::DebugRegister,
         ExitCode(0x40..=0x5f) => return exception(code.0 as u8 - 0x40, report),
         ExitCode::INVALID => return Outcome::Invalid,
-        // None of these is intercepted or enabled: descriptor tables, RDTSC (offset), PUSHF,
+        // None of these is intercepted or enabled: other accesses to debug registers, descriptor tables, RDTSC (offset), PUSHF,
         // POPF, INT n, INVLPG, INVPCID, ICEBP (its #DB is intercepted), bus locks; the traps after a write and
         // VMGEXIT (encrypted guests); AVIC. FERR_FREEZE is intercepted, as a frozen CPU is of no use to anybody: a
         // guest with CR0.NE clear that leaves an x87 exception unmasked needs wiring that Plinth's machine lacks.
         // BUSY, IDLE_REQUIRED and INVALID_PMC answer features that are off.
-        ExitCode(0x66..=0x6e)
+        ExitCode(0x24..=0x3f)
+        | ExitCode(0x66..=0x6e)
         | ExitCode::PUSHF
         | ExitCode::POPF
         | ExitCode::SWINT
@@ -454,9 +456,19 @@ mod tests {
     }
 
     #[test]
+    fn debug_registers_that_are_watched() {
+        for code in [0x20, 0x23, 0x30, 0x33, 0x35, 0x37] {
+            assert!(matches!(exit(code, 0, 0), Exit::DebugRegister), "{code:#x}");
+        }
+    }
+
+    #[test]
     fn the_rest_keeps_its_code() {
         for code in [
-            0x20,
+            0x24,
+            0x27,
+            0x34,
+            0x36,
             0x3f,
             0x66,
             0x6e,

@@ -58,7 +58,7 @@ pub struct SvmCpu {
     /// Bits that CR4 has while a guest runs, whatever the guest wrote: a machine check with MCE clear would shut the CPU
     /// down.
     forced_cr4: u64,
-    /// TSC_AUX, which the vCPU that was attached last has left.
+    /// TSC_AUX, as long as no vCPU is attached: what the last one has left.
     tsc_aux: u64,
     /// What is done around guests' runs on this CPU.
     speculation: Plan,

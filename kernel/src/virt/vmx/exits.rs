@@ -241,8 +241,8 @@ fn not_entered() -> Exit {
 /// A #DB that exits has not changed DR6, DR7 or the pending debug exceptions (SDM 28.1); its delivery would have.
 fn debug_exception() {
     let qualification = vmcs::EXIT_QUALIFICATION.read();
-    host::set_dr6(dr6_after(host::dr6(), qualification));
     let dr7 = vmcs::GUEST_DR7.read();
+    host::set_dr6(dr6_after(host::dr6(), qualification, dr7));
     vmcs::GUEST_DR7.write(Dr7(dr7.0 & !DR7_GD));
     // In the shadow of STI or MOV SS with TF set, VM entry insists on a pending single step (SDM 27.3.1.5).
     if vmcs::GUEST_INTERRUPTIBILITY
@@ -257,10 +257,15 @@ fn debug_exception() {
 
 /// DR6 after the delivery of a #DB with this qualification (SDM 18.2.3, table 28-1): B3 to B0 are those of this exception;
 /// BD, BS and the like stay until software clears them. Bit 16 is 0 for a #DB inside a transactional region.
-fn dr6_after(dr6: u64, qualification: Qualification) -> u64 {
+///
+/// A CPU may or may not tell that an address was met which DR7 does not have watched. It does not here: the addresses may be another
+/// guest's (see [`watch_debug`](crate::virt::Vcpu::watch_debug)).
+fn dr6_after(dr6: u64, qualification: Qualification, dr7: Dr7) -> u64 {
     const TRAPS: u64 = 0xf;
     const STICKY: u64 = 1 << 13 | 1 << 14;
-    dr6 & !TRAPS | qualification.0 & (TRAPS | STICKY)
+    let watched = (0..4).filter(|index| dr7.0 >> (2 * index) & 3 != 0);
+    let watched: u64 = watched.map(|index| 1 << index).sum();
+    dr6 & !TRAPS | qualification.0 & (watched | STICKY)
 }
 
 /// Interruption information of an exit or of IDT vectoring as an event.
@@ -401,13 +406,20 @@ mod tests {
 
     #[test]
     fn a_debug_exception_replaces_the_old_breakpoints_in_dr6() {
-        assert_eq!(dr6_after(0xffff_0ff3, Qualification(0b0100)), 0xffff_0ff4);
-        assert_eq!(dr6_after(0xffff_0ff0, Qualification(1 << 14)), 0xffff_4ff0);
-        assert_eq!(
-            dr6_after(0xffff_2ff0, Qualification(1)),
-            0xffff_2ff1,
-            "BD stays"
-        );
+        const ALL: Dr7 = Dr7(0x4ff);
+        let after = |dr6, bits, dr7| dr6_after(dr6, Qualification(bits), dr7);
+        assert_eq!(after(0xffff_0ff3, 0b0100, ALL), 0xffff_0ff4);
+        assert_eq!(after(0xffff_0ff0, 1 << 14, ALL), 0xffff_4ff0);
+        assert_eq!(after(0xffff_2ff0, 1, ALL), 0xffff_2ff1, "BD stays");
+    }
+
+    #[test]
+    fn an_address_that_is_not_watched_is_not_told() {
+        let after = |dr7| dr6_after(0xffff_0ff0, Qualification(0b1111 | 1 << 14), Dr7(dr7));
+        assert_eq!(after(0xffff_0400), 0xffff_4ff0);
+        assert_eq!(after(0x401), 0xffff_4ff1, "L0");
+        assert_eq!(after(0x408), 0xffff_4ff2, "G1");
+        assert_eq!(after(0x4c0), 0xffff_4ff8, "L3 and G3");
     }
 
     #[test]
