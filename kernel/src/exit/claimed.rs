@@ -238,6 +238,7 @@ fn known_move<V: Vendor>(vcpu: &Context<V>, fault: &NestedFault) -> Option<(Move
     }
 }
 
+/// Makes such a move.
 fn move_at_once<V: Vendor>(
     vcpu: &mut Context<V>,
     run: &mut Run<'_, V>,
