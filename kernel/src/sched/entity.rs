@@ -188,7 +188,7 @@ impl Entity {
             // Nobody has been blocked for so long that it would matter.
             let weight = u64::from(self.weight());
             let product = ticks.min(1 << 48).wrapping_mul(weight);
-            product / others.saturating_add(weight).max(1)
+            product / others.saturating_add(weight)
         };
         self.credit += share.min(most.abs_diff(self.credit)) as i64;
     }

@@ -204,15 +204,17 @@ impl SvmVcpu {
     /// As [`Self::prepare`].
     #[inline(always)]
     fn make_ready(&mut self, cpu: &mut SvmCpu) -> Result<(), Exit> {
-        if self.changes.is_empty() && !cpu.flush {
+        if cpu.flush {
+            return self.prepare(cpu);
+        }
+        if self.changes.is_empty() {
             return Ok(());
         }
-        if self.changes == Changes::SETTLE && !cpu.flush {
+        if self.changes == Changes::SETTLE {
             self.settle();
             return Ok(());
         }
         if (Changes::EVENT | Changes::SETTLE).contains(self.changes)
-            && !cpu.flush
             && let Some(vector) = self.events.take_interrupt()
         {
             self.settle();
