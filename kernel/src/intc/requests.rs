@@ -45,6 +45,15 @@ struct Signals {
     __: u16,
 }
 
+/// INIT and start-up, in the order in which they came: INIT voids the start-ups before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Starts {
+    /// There was an INIT.
+    pub init: bool,
+    /// There was a start-up, after it: its page of the first MiB. Who does not wait for one ignores it.
+    pub page: Option<u8>,
+}
+
 /// The logical identifier of x2APIC mode: the cluster, and a bit in it (SDM vol. 3 11.12.10.2).
 pub const fn x2apic_logical(id: u32) -> u32 {
     // 28 bits of the identifier are a cluster; the register has 16 for it.
@@ -235,22 +244,29 @@ impl Requests {
         self.signals().init()
     }
 
-    /// Takes the INIT; whether there was one. It comes before a start-up that is there as well.
-    pub fn take_init(&self) -> bool {
-        self.signal(|signals| signals.with_init(false)).init()
-    }
-
-    /// A start-up arrives; whether there was none. Who does not wait for it takes it and forgets it.
+    /// A start-up arrives; whether there was none.
     pub fn raise_startup(&self, vector: u8) -> bool {
         !self
             .signal(|signals| signals.with_startup(true).with_startup_vector(vector))
             .startup()
     }
 
-    /// Takes the start-up: its page of the first MiB.
-    pub fn take_startup(&self) -> Option<u8> {
-        let before = self.signal(|signals| signals.with_startup(false).with_startup_vector(0));
-        before.startup().then_some(before.startup_vector())
+    /// Takes INIT and start-up in one step: an INIT that came between two would be found after the start-up that follows it.
+    pub fn take_starts(&self) -> Starts {
+        let signals = self.signals();
+        if !signals.init() && !signals.startup() {
+            return Starts::default();
+        }
+        let before = self.signal(|signals| {
+            signals
+                .with_init(false)
+                .with_startup(false)
+                .with_startup_vector(0)
+        });
+        Starts {
+            init: before.init(),
+            page: before.startup().then_some(before.startup_vector()),
+        }
     }
 
     /// Takes the note that an interrupt with an illegal vector has arrived.
@@ -402,20 +418,27 @@ mod tests {
     #[test]
     fn an_init_voids_the_start_up_before_it_and_not_the_one_after() {
         let requests = Requests::new(0);
+        let starts = |init, page| Starts { init, page };
+        assert_eq!(requests.take_starts(), starts(false, None));
         requests.raise_startup(1);
         requests.raise_init();
-        assert_eq!(requests.take_startup(), None);
-        requests.raise_startup(2);
-        assert!(requests.take_init());
         assert!(requests.has_any());
-        assert_eq!(requests.take_startup(), Some(2));
+        assert_eq!(requests.take_starts(), starts(true, None));
+        assert!(
+            requests.is_quiet(),
+            "the vector of the voided one is no request"
+        );
+        requests.raise_startup(1);
+        requests.raise_init();
+        requests.raise_startup(2);
+        assert_eq!(requests.take_starts(), starts(true, Some(2)));
         assert!(
             !requests.has_any() && requests.is_quiet(),
             "the vector that was taken is no request"
         );
         requests.raise_startup(3);
-        assert!(requests.raise_init() && requests.take_init());
-        assert!(requests.is_quiet(), "nor is the one that INIT has voided");
+        assert_eq!(requests.take_starts(), starts(false, Some(3)));
+        assert!(requests.is_quiet());
     }
 
     #[test]

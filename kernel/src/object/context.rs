@@ -378,11 +378,8 @@ impl<V: Vendor> Context<V> {
                     return Some(stop);
                 }
             }
-            Waiting::StartUp => match run.vcpu.requests.take_startup() {
-                Some(vector) => self.start_up(vector),
-                // Only another vCPU's message ends this.
-                None => return Some(Stop::Halted),
-            },
+            // Only another vCPU's message ends this, and its APIC has had a look for one.
+            Waiting::StartUp => return Some(Stop::Halted),
             Waiting::Device => {
                 let Some(answer) = run.vcpu.device.lock().answer.take() else {
                     return Some(Stop::Blocked(u64::MAX));
@@ -448,8 +445,12 @@ impl<V: Vendor> Context<V> {
         apic.expire(&vcpu.requests, now);
         if vcpu.requests.has_signals() {
             let _ = apic.receive(&vcpu.requests);
-            if vcpu.requests.take_init() {
+            let starts = vcpu.requests.take_starts();
+            if starts.init {
                 self.init(vcpu);
+            }
+            if let (Waiting::StartUp, Some(page)) = (&self.waiting, starts.page) {
+                self.start_up(page);
             }
         }
     }
@@ -493,11 +494,12 @@ impl<V: Vendor> Context<V> {
         }
     }
 
-    /// A start-up message: real mode, at this page of the first MiB (SDM vol. 3 10.4.4).
-    fn start_up(&mut self, vector: u8) {
+    /// The start-up that it waits for: real mode, at this page of the first MiB (SDM vol. 3 10.4.4).
+    fn start_up(&mut self, page: u8) {
+        self.waiting = Waiting::Nothing;
         let mut state = self.hw.state();
-        state.cs.selector = u16::from(vector) << 8;
-        state.cs.base = u64::from(vector) << 12;
+        state.cs.selector = u16::from(page) << 8;
+        state.cs.base = u64::from(page) << 12;
         state.rip = 0;
         // It is the state after INIT but for CS.
         let _ = self.hw.set_state(&state);
