@@ -20,6 +20,7 @@ cases!("local_apics":
     accesses_by_every_general_register,
     illegal_vectors_are_sent,
     illegal_vectors_are_sent_by_the_self_register,
+    self_register_in_every_state,
     reserved_delivery_modes,
     interrupts_to_nobody,
     end_of_interrupt_without_one,
@@ -332,6 +333,85 @@ fn illegal_vectors_are_sent_by_the_self_register() -> Outcome {
         check!(cpu::rdmsr(0x83f).is_err(), "it can be read");
         for register in 0x820..0x828 {
             check_eq!(cpu::rdmsr(register)?, 0, "IRR");
+        }
+        Ok(())
+    })
+}
+
+/// Where the interrupt comes that is sent by the self register: right behind it, even in the shadow of STI, else behind the shadow of the STI that lets
+/// it through, and after a single step (SDM vol. 3 table 7-2).
+fn self_register_in_every_state() -> Outcome {
+    inside_a_pc(|| {
+        registers();
+        cpu::wrmsr(0x1b, APIC | 0xd00)?;
+        handle(
+            0x40,
+            &snippet!(
+                "mov r9, [rsp]",
+                "inc r10",
+                "push rax",
+                "push rcx",
+                "mov ecx, 0x80b",
+                "xor eax, eax",
+                "wrmsr",
+                "pop rcx",
+                "pop rax",
+                "iretq",
+            ),
+        );
+        handle(
+            vector::DB,
+            &snippet!(
+                "mov r11, [rsp]",
+                "mov r12, r10",
+                "and qword ptr [rsp + 16], ~0x100",
+                "iretq",
+            ),
+        );
+        let sends = |code: &Snippet| {
+            code.run(Gprs {
+                rax: 0x40,
+                rcx: 0x83f,
+                r12: u64::MAX,
+                ..Gprs::ZERO
+            })
+        };
+        for round in 0..3 {
+            let open = snippet!("lea r8, [rip + 2f]", "sti", "nop", "wrmsr", "2: nop", "cli");
+            let shadowed = snippet!("lea r8, [rip + 2f]", "sti", "wrmsr", "2: nop", "cli");
+            let closed = snippet!(
+                "lea r8, [rip + 2f]",
+                "wrmsr",
+                "nop",
+                "mov r12, r10",
+                "sti",
+                "nop",
+                "2: cli"
+            );
+            let stepped = snippet!(
+                "lea r8, [rip + 2f]",
+                "sti",
+                "pushfq",
+                "or qword ptr [rsp], 0x100",
+                "popfq",
+                "wrmsr",
+                "2: nop",
+                "cli"
+            );
+            for (state, code, before) in [
+                ("open", open, u64::MAX),
+                ("shadowed", shadowed, u64::MAX),
+                ("closed", closed, 0),
+                ("stepped", stepped, 0),
+            ] {
+                let out = sends(&code)?;
+                check_eq!(out.r10, 1, "interrupts, {state}, round {round}");
+                check_eq!(out.r9, out.r8, "where it came, {state}, round {round}");
+                check_eq!(out.r12, before, "interrupts before, {state}");
+                if state == "stepped" {
+                    check_eq!(out.r11, out.r8, "where the single step came");
+                }
+            }
         }
         Ok(())
     })

@@ -58,7 +58,9 @@ global_asm!(
     ".endm",
     ".section .text.plinth_trap, \"ax\"",
     ".balign 16",
-    "plinth_trap_stubs:",
+    // Global: who refers to it may be compiled into another object.
+    ".globl plinth_kernel_trap_stubs",
+    "plinth_kernel_trap_stubs:",
     "plinth_stubs 8, 0",
     "plinth_stubs 1, 1",
     "plinth_stubs 1, 0",
@@ -117,7 +119,7 @@ fn stubs() -> u64 {
     let address: u64;
     // SAFETY: computes an address.
     unsafe {
-        asm!("lea {}, [rip + plinth_trap_stubs]", out(reg) address, options(nomem, nostack, preserves_flags));
+        asm!("lea {}, [rip + plinth_kernel_trap_stubs]", out(reg) address, options(nomem, nostack, preserves_flags));
     }
     address
 }

@@ -105,10 +105,23 @@ unsafe impl<V: Vendor> Runner<V> for Passer<'_, '_, V> {
 
     #[inline(always)]
     fn serve_self_ipi(&mut self) -> Served {
-        match self.serve_write(LocalApic::write_self_ipi) {
-            Served::Yes => Served::Interrupted,
-            served => served,
+        let value = self.vcpu.hw.gprs().edx_eax();
+        let apic = self.vcpu.apic.as_ref();
+        let Some(vector) = apic.and_then(|apic| apic.self_ipi(value)) else {
+            return Served::No;
+        };
+        let served = self.serve(Counter::Msr, |_| true);
+        if served != Served::Yes {
+            return served;
         }
+        // The guest is behind the instruction now: no shadow holds the interrupt back, and a single step comes before it.
+        if self.vcpu.take_from_itself(vector, self.run) {
+            return Served::Delivered;
+        }
+        if let Some(apic) = &mut self.vcpu.apic {
+            let _ = apic.interrupt_self(vector, &self.run.vcpu.requests);
+        }
+        Served::Interrupted
     }
 
     #[inline(always)]

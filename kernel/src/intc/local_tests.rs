@@ -94,7 +94,7 @@ impl Cpu {
     /// Takes the deliverable interrupt.
     fn take(&mut self) -> Option<u8> {
         let vector = self.deliverable()?;
-        assert!(self.apic.accept(vector, &self.requests));
+        assert!(self.apic.accept(vector, Origin::Requests, &self.requests));
         Some(vector)
     }
 
@@ -485,21 +485,33 @@ fn an_edge_that_comes_while_a_level_is_served_does_not_swallow_its_end() {
 fn an_end_is_offered_of_an_edge_that_is_alone() {
     let mut cpu = Cpu::new(0);
     cpu.requests.raise(0x41, false);
-    assert!(cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+    assert!(
+        cpu.apic
+            .accept_and_offer_end(0x41, Origin::Requests, &cpu.requests)
+    );
     assert!(cpu.apic.offers_end());
     // Beside it none is, and it is settled first.
     cpu.apic.settle_end(false);
     cpu.requests.raise(0x61, false);
-    assert!(!cpu.apic.accept_and_offer_end(0x61, &cpu.requests));
+    assert!(
+        !cpu.apic
+            .accept_and_offer_end(0x61, Origin::Requests, &cpu.requests)
+    );
     assert_eq!(cpu.write(EOI, 0), eoi(0x61, false));
     assert_eq!(cpu.write(EOI, 0), eoi(0x41, false), "it is an edge again");
     // Nor of a level, nor while another waits.
     cpu.requests.raise(0x41, true);
-    assert!(!cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+    assert!(
+        !cpu.apic
+            .accept_and_offer_end(0x41, Origin::Requests, &cpu.requests)
+    );
     assert_eq!(cpu.write(EOI, 0), eoi(0x41, true));
     cpu.requests.raise(0x41, false);
     cpu.requests.raise(0x31, false);
-    assert!(!cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+    assert!(
+        !cpu.apic
+            .accept_and_offer_end(0x41, Origin::Requests, &cpu.requests)
+    );
 }
 
 /// By the guest itself, or by a write all the same, of which the caller is told whether broadcasts are suppressed or not.
@@ -511,7 +523,10 @@ fn an_offered_end_is_settled() {
         assert_eq!(cpu.write(SVR, spurious), Effect::Changed);
         for is_told in [false, true, false] {
             cpu.requests.raise(0x41, false);
-            assert!(cpu.apic.accept_and_offer_end(0x41, &cpu.requests));
+            assert!(
+                cpu.apic
+                    .accept_and_offer_end(0x41, Origin::Requests, &cpu.requests)
+            );
             if is_told {
                 assert_eq!(cpu.write(EOI, 0), eoi(0x41, true), "{spurious:#x}");
                 assert!(cpu.apic.offers_end());
@@ -894,7 +909,7 @@ fn step() -> impl proptest::strategy::Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::Priority),
         4 => Just(Step::Deliver),
         4 => Just(Step::End),
-        1 => Just(Step::Fetch),
+        2 => Just(Step::Fetch),
     ]
 }
 
@@ -905,16 +920,28 @@ proptest::proptest! {
         steps in proptest::collection::vec((step(), proptest::prelude::any::<u8>()), 0..40),
         is_x2apic: bool,
     ) {
+        // So few that they meet.
+        let few = |vector: u8| vector & 0x41 | 0x20;
         let new = if is_x2apic { Cpu::x2apic } else { Cpu::new };
         let (mut quick, mut other) = (new(0), new(0));
         for (step, value) in steps {
             match step {
                 Step::Raise(vector, level) => {
-                    quick.requests.raise(vector, level);
-                    other.requests.raise(vector, level);
+                    quick.requests.raise(few(vector), level);
+                    other.requests.raise(few(vector), level);
                 }
                 Step::Deliver => assert_eq!(quick.take(), other.take()),
-                Step::Fetch => {}
+                // An interrupt to itself.
+                Step::Fetch => {
+                    let value = few(value);
+                    let _ = other.apic.interrupt_self(value, &other.requests);
+                    if quick.apic.passes(value, &quick.requests) {
+                        assert!(quick.apic.accept(value, Origin::Itself, &quick.requests));
+                        assert_eq!(other.take(), Some(value));
+                    } else {
+                        let _ = quick.apic.interrupt_self(value, &quick.requests);
+                    }
+                }
                 Step::Priority(_) | Step::End => {
                     let offset = if matches!(step, Step::End) { EOI } else { TPR };
                     let msr = u64::from(value) * u64::from(offset == TPR);
@@ -952,6 +979,27 @@ proptest::proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_interrupt_passes_that_is_delivered_next_and_alone() {
+    let passes = |cpu: &Cpu, vector| cpu.apic.passes(vector, &cpu.requests);
+    let mut cpu = Cpu::x2apic(0);
+    assert!(passes(&cpu, 0x10) && passes(&cpu, 0x40));
+    assert!(!passes(&cpu, 0xf), "it is illegal");
+    let _ = cpu.wrmsr(0x808, 0x40);
+    assert!(!passes(&cpu, 0x4f), "TPR is of its class");
+    assert!(passes(&cpu, 0x50));
+    assert!(cpu.apic.accept(0x50, Origin::Itself, &cpu.requests));
+    assert!(!passes(&cpu, 0x5f), "one of its class is in service");
+    assert!(passes(&cpu, 0x60));
+    cpu.raise(0x20);
+    assert!(!passes(&cpu, 0x60), "another waits");
+    assert!(cpu.requests.take(0x20) && cpu.requests.raise_nmi());
+    assert!(!passes(&cpu, 0x60), "an NMI waits");
+    assert!(cpu.requests.take_nmi() && passes(&cpu, 0x60));
+    let _ = cpu.wrmsr(0x80f, 0xff);
+    assert!(!passes(&cpu, 0x60), "software has disabled it");
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(crate) mod storm_tests;
 pub(crate) mod timer_tests;
 
 pub use io::IoApic;
-pub use local::{Effect, Lint, LocalApic, Mode};
+pub use local::{Effect, Lint, LocalApic, Mode, Origin};
 pub use message::{Delivery, Destination, Message};
 pub use requests::{Addressing, Requests};
 pub(crate) use vectors::highest;

@@ -109,6 +109,17 @@ impl Requests {
         irr.fetch_or(bit, SeqCst) & bit == 0
     }
 
+    /// An interrupt arrives whose trigger mode is edge, and which is put into service instead of IRR, where it is not.
+    #[inline(always)]
+    pub(super) fn pass(&self, vector: u8) {
+        let (index, bit) = place(vector);
+        if let Some(tmr) = self.tmr.get(index)
+            && tmr.load(SeqCst) & bit != 0
+        {
+            tmr.fetch_and(!bit, SeqCst);
+        }
+    }
+
     /// Does here what `message` says, whoever it is for; whether the vCPU needs to be told.
     pub fn post(&self, message: &Message) -> bool {
         match message.delivery {

@@ -125,7 +125,9 @@ impl Guest {
 
     fn take(&mut self) -> Option<u8> {
         let vector = self.apic.deliverable(&self.requests)?;
-        self.apic.accept(vector, &self.requests).then_some(vector)
+        self.apic
+            .accept(vector, Origin::Requests, &self.requests)
+            .then_some(vector)
     }
 
     fn end(&mut self) -> Effect {
@@ -287,7 +289,7 @@ pub fn goes_round(steps: Vec<u8>) -> Result<(), TestCaseError> {
                 if let Some(vector) = guest.apic.deliverable(requests) {
                     prop_assert!(!serving, "twice without an end");
                     prop_assert_eq!(vector, 0x39);
-                    serving = guest.apic.accept(vector, requests);
+                    serving = guest.apic.accept(vector, Origin::Requests, requests);
                 }
             }
             3 => {

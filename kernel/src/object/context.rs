@@ -12,7 +12,7 @@ use crate::arch::fpu::XsaveArea;
 use crate::arch::{debug, errata, fpu, time, trap};
 use crate::boot::cmdline::{self, Apics};
 use crate::exit::{self, Completion, DecodeCache, LengthCache, Next, Passer};
-use crate::intc::{LocalApic, Mode, Requests};
+use crate::intc::{LocalApic, Mode, Origin, Requests};
 use crate::mem::{Amounts, Charge, Ref};
 use crate::rules::cpuid::{CpuidTable, VcpuView};
 use crate::rules::cr::{self, cr4, efer, is_pae_paging};
@@ -597,9 +597,9 @@ impl<V: Vendor> Context<V> {
 
     /// The guest is given an interrupt, and may end it by itself if nobody waits for that.
     #[inline(never)]
-    fn accept_and_offer_end(&mut self, vector: u8, vcpu: &Vcpu<V>) {
+    fn accept_and_offer_end(&mut self, vector: u8, from: Origin, vcpu: &Vcpu<V>) {
         if let Some(apic) = &mut self.apic
-            && apic.accept_and_offer_end(vector, &vcpu.requests)
+            && apic.accept_and_offer_end(vector, from, &vcpu.requests)
             && !self.ends.offer(&self.domain)
         {
             apic.settle_end(false);
@@ -698,19 +698,38 @@ impl<V: Vendor> Context<V> {
         let vector = self.apic.as_ref()?.deliverable(&vcpu.requests)?;
         let can_take = self.hw.inject_interrupt(vector);
         if can_take {
-            self.accept(vector, vcpu);
+            self.accept(vector, Origin::Requests, vcpu);
         }
         Some(can_take)
     }
 
     /// The guest is given an interrupt of the local APIC.
     #[inline(always)]
-    fn accept(&mut self, vector: u8, vcpu: &Vcpu<V>) {
+    fn accept(&mut self, vector: u8, from: Origin, vcpu: &Vcpu<V>) {
         if self.ends.is_enabled() {
-            self.accept_and_offer_end(vector, vcpu);
+            self.accept_and_offer_end(vector, from, vcpu);
         } else if let Some(apic) = &mut self.apic {
-            apic.accept(vector, &vcpu.requests);
+            apic.accept(vector, from, &vcpu.requests);
         }
+    }
+
+    /// Has the guest take an interrupt that its local APIC sends itself, where it can at once, and nothing else is due; whether the entry that follows
+    /// delivers it. Otherwise it has to be sent yet. May be called in passing.
+    #[inline(always)]
+    pub fn take_from_itself(&mut self, vector: u8, run: &mut Run<'_, V>) -> bool {
+        if self.returned_interrupt.is_some() || self.cpu_keeps_apic() || self.takes_from_pic() {
+            return false;
+        }
+        if self.offers_end() {
+            self.take_back_end();
+        }
+        let apic = self.apic.as_ref();
+        let takes = apic.is_some_and(|apic| apic.passes(vector, &run.vcpu.requests))
+            && self.hw.inject_at_once(vector, run.hardware);
+        if takes {
+            self.accept(vector, Origin::Itself, run.vcpu);
+        }
+        takes
     }
 
     #[inline(never)]

@@ -178,6 +178,11 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn inject_interrupt(&mut self, vector: u8) -> bool {
         self.accepts_interrupt() && self.inject(Event::external(vector))
     }
+    /// Has the entry that follows at once deliver an external interrupt, if it can and would have nothing else to do; whether it does. Where it
+    /// does not, nothing has changed. May be called in passing.
+    fn inject_at_once(&mut self, _vector: u8, _cpu: &V::Cpu) -> bool {
+        false
+    }
     /// Takes back an external interrupt that the next entry would deliver: its vector.
     fn withdraw_interrupt(&mut self) -> Option<u8>;
     /// Whether the next entry delivers an event.
@@ -257,6 +262,8 @@ pub enum Served {
     Yes,
     /// Everything, but there is an interrupt to be looked at.
     Interrupted,
+    /// Everything, and the next entry delivers an interrupt and does nothing else.
+    Delivered,
 }
 
 /// Clears the bits of `count` ports from `first` on in a map that has a bit for each port.

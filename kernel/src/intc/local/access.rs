@@ -149,9 +149,11 @@ impl LocalApic {
             TPR => self.write_tpr(value).then_some(Effect::Changed),
             TSC_DEADLINE => Some(self.set_tsc_deadline(value)),
             EOI if value == 0 && self.mode == Mode::X2Apic => Some(self.end_of_interrupt(requests)),
-            SELF_IPI => self
-                .write_self_ipi(value, requests)
-                .then_some(Effect::Changed),
+            SELF_IPI => {
+                let vector = self.self_ipi(value)?;
+                let _ = self.interrupt_self(vector, requests);
+                Some(Effect::Changed)
+            }
             _ => None,
         }
     }
@@ -178,18 +180,25 @@ impl LocalApic {
         value == 0 && self.mode == Mode::X2Apic && self.end_the_only()
     }
 
-    /// WRMSR of SELF IPI; whether it is legal, and done. What it leads to is that an interrupt may be delivered.
+    /// WRMSR of SELF IPI: the vector of the interrupt that it sends itself; `None`: the value is not legal.
     #[inline(always)]
-    pub fn write_self_ipi(&mut self, value: u64, requests: &Requests) -> bool {
-        let is_legal = self.mode == Mode::X2Apic && value <= 0xff;
-        if is_legal {
-            let _ = self.interrupt_self(value as u8, requests);
-        }
-        is_legal
+    pub fn self_ipi(&self, value: u64) -> Option<u8> {
+        let vector = u8::try_from(value).ok();
+        vector.filter(|_| self.mode == Mode::X2Apic)
     }
 
+    /// Whether an interrupt that it sends itself is the one to be delivered, there being no other. Then [`Self::accept`] may follow.
+    #[inline(always)]
+    pub fn passes(&self, vector: u8, requests: &Requests) -> bool {
+        // Those of a class above that of PPR, which no illegal vector is.
+        vector > self.task_priority.max(self.highest) | 0xf
+            && self.spurious.enabled()
+            && requests.is_quiet()
+    }
+
+    /// An interrupt that it sends itself.
     #[inline]
-    fn interrupt_self(&mut self, vector: u8, requests: &Requests) -> Effect {
+    pub fn interrupt_self(&mut self, vector: u8, requests: &Requests) -> Effect {
         self.send_message(
             Destination::Physical(self.id),
             Delivery::Fixed(vector),

@@ -86,6 +86,15 @@ pub enum Effect {
     Changed,
 }
 
+/// Where an interrupt comes from that is accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// From IRR: [`LocalApic::deliverable`].
+    Requests,
+    /// From the local APIC itself, past IRR: [`LocalApic::passes`].
+    Itself,
+}
+
 /// The local APIC, but for what others may touch ([`Requests`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LocalApic {
@@ -274,10 +283,13 @@ impl LocalApic {
         (above && self.mode != Mode::Disabled).then_some(vector)
     }
 
-    /// The processor takes the deliverable interrupt: from IRR to ISR. Whether it was still there.
-    pub fn accept(&mut self, vector: u8, requests: &Requests) -> bool {
-        if !requests.take(vector) {
-            return false;
+    /// The processor takes the deliverable interrupt. Whether it was still there.
+    #[inline(always)]
+    pub fn accept(&mut self, vector: u8, from: Origin, requests: &Requests) -> bool {
+        match from {
+            Origin::Requests if !requests.take(vector) => return false,
+            Origin::Requests => {}
+            Origin::Itself => requests.pass(vector),
         }
         self.in_service.set(vector, true);
         self.in_service_level.set(vector, requests.is_level(vector));
@@ -308,9 +320,10 @@ impl LocalApic {
 
     /// [`Self::accept`], and an offer of its end where nobody waits for that: it is edge-triggered, and no other is in service or requested.
     /// Whether that is offered; then [`Self::settle_end`] has to come before anything else that is about what is in service.
-    pub fn accept_and_offer_end(&mut self, vector: u8, requests: &Requests) -> bool {
+    #[inline(always)]
+    pub fn accept_and_offer_end(&mut self, vector: u8, from: Origin, requests: &Requests) -> bool {
         let is_alone = self.highest == 0;
-        let is_offered = self.accept(vector, requests)
+        let is_offered = self.accept(vector, from, requests)
             && is_alone
             && self.in_service_level.is_empty()
             && !requests.has_interrupt();

@@ -96,10 +96,16 @@ impl Events {
     /// Takes the external interrupt that VMRUN has to deliver, if there is nothing else, be it only that an NMI is handled.
     #[inline(always)]
     pub fn take_interrupt(&mut self) -> Option<u8> {
-        if self.nmi_masked || self.nmi_waiting || self.iret_at.is_some() {
+        if self.minds_nmi() {
             return None;
         }
         self.withdraw_interrupt()
+    }
+
+    /// Whether an NMI is handled, waits, or has just been ended.
+    #[inline(always)]
+    pub const fn minds_nmi(&self) -> bool {
+        self.nmi_masked || self.nmi_waiting || self.iret_at.is_some()
     }
 
     /// An NMI that waits may be delivered to a guest that goes on at `rip`.

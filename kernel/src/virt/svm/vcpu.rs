@@ -217,13 +217,19 @@ impl SvmVcpu {
         if (Changes::EVENT | Changes::SETTLE).contains(self.changes)
             && let Some(vector) = self.events.take_interrupt()
         {
-            self.settle();
-            self.send(EventInjection::of(Event::external(vector)));
-            self.vmcb.control.clean = self.changes.unchanged();
-            self.changes = Changes::SETTLE;
+            self.send_alone(vector);
             return Ok(());
         }
         self.prepare(cpu)
+    }
+
+    /// Has the next VMRUN deliver an interrupt, and nothing else.
+    #[inline(always)]
+    fn send_alone(&mut self, vector: u8) {
+        self.settle();
+        self.send(EventInjection::of(Event::external(vector)));
+        self.vmcb.control.clean = self.changes.unchanged();
+        self.changes = Changes::SETTLE;
     }
 
     /// Does what `changes` and the CPU's pending flush ask for.
@@ -479,6 +485,10 @@ fn pass<R: Runner<Svm>>(runner: &mut R, serve: impl FnOnce(&mut R) -> Served) ->
     match served {
         Served::No => return code.0,
         Served::Interrupted => return deliver(runner),
+        Served::Delivered => {
+            vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
+            return enter::AGAIN;
+        }
         Served::Yes => {}
     }
     vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
@@ -858,6 +868,19 @@ impl Vcpu<Svm> for SvmVcpu {
         }
         self.events.requeue(Event::external(vector));
         true
+    }
+
+    #[inline(always)]
+    fn inject_at_once(&mut self, vector: u8, cpu: &SvmCpu) -> bool {
+        let is_alone = !cpu.flush
+            && Changes::SETTLE.contains(self.changes)
+            && self.accepts_interrupt()
+            && !self.events.minds_nmi()
+            && !self.window_is_open();
+        if is_alone {
+            self.send_alone(vector);
+        }
+        is_alone
     }
 
     fn withdraw_interrupt(&mut self) -> Option<u8> {
