@@ -21,6 +21,7 @@ cases!("local_apics":
     illegal_vectors_are_sent,
     illegal_vectors_are_sent_by_the_self_register,
     self_register_in_every_state,
+    nmi_to_oneself_in_a_single_step,
     reserved_delivery_modes,
     interrupts_to_nobody,
     end_of_interrupt_without_one,
@@ -338,6 +339,48 @@ fn illegal_vectors_are_sent_by_the_self_register() -> Outcome {
     })
 }
 
+/// Keeps the address at which a single step came in R11, and what R10 was then in R12.
+fn ends_a_single_step() -> Snippet {
+    snippet!(
+        "mov r11, [rsp]",
+        "mov r12, r10",
+        "and qword ptr [rsp + 16], ~0x100",
+        "iretq",
+    )
+}
+
+/// The single step comes first, and neither is lost (SDM vol. 3 table 7-2).
+fn nmi_to_oneself_in_a_single_step() -> Outcome {
+    inside_a_pc(|| {
+        registers();
+        cpu::wrmsr(0x1b, APIC | 0xd00)?;
+        handle(vector::DB, &ends_a_single_step());
+        handle(vector::NMI, &snippet!("mov r9, [rsp]", "inc r10", "iretq"));
+        for _ in 0..3 {
+            let out = snippet!(
+                "lea r8, [rip + 2f]",
+                "pushfq",
+                "or qword ptr [rsp], 0x100",
+                "popfq",
+                "wrmsr",
+                // Where the CPU does not tell that it can take an NMI, that comes with another exit.
+                "2: mov ecx, 0x1b",
+                "rdmsr",
+                "rdmsr",
+            )
+            .run(Gprs {
+                rax: 0x4400,
+                rcx: 0x830,
+                ..Gprs::ZERO
+            })?;
+            check_eq!(out.r11, out.r8, "where the single step came");
+            check!(out.r9 != out.r8, "the NMI came before it");
+            check_eq!(out.r10, 1, "NMIs");
+        }
+        Ok(())
+    })
+}
+
 /// Where the interrupt comes that is sent by the self register: right behind it, even in the shadow of STI, else behind the shadow of the STI that lets
 /// it through, and after a single step (SDM vol. 3 table 7-2).
 fn self_register_in_every_state() -> Outcome {
@@ -359,15 +402,7 @@ fn self_register_in_every_state() -> Outcome {
                 "iretq",
             ),
         );
-        handle(
-            vector::DB,
-            &snippet!(
-                "mov r11, [rsp]",
-                "mov r12, r10",
-                "and qword ptr [rsp + 16], ~0x100",
-                "iretq",
-            ),
-        );
+        handle(vector::DB, &ends_a_single_step());
         let sends = |code: &Snippet| {
             code.run(Gprs {
                 rax: 0x40,
@@ -376,7 +411,7 @@ fn self_register_in_every_state() -> Outcome {
                 ..Gprs::ZERO
             })
         };
-        for round in 0..3 {
+        for _ in 0..3 {
             let open = snippet!("lea r8, [rip + 2f]", "sti", "nop", "wrmsr", "2: nop", "cli");
             let shadowed = snippet!("lea r8, [rip + 2f]", "sti", "wrmsr", "2: nop", "cli");
             let closed = snippet!(
@@ -405,9 +440,14 @@ fn self_register_in_every_state() -> Outcome {
                 ("stepped", stepped, 0),
             ] {
                 let out = sends(&code)?;
-                check_eq!(out.r10, 1, "interrupts, {state}, round {round}");
-                check_eq!(out.r9, out.r8, "where it came, {state}, round {round}");
-                check_eq!(out.r12, before, "interrupts before, {state}");
+                check!(out.r10 == 1, "{state}: {} interrupts", out.r10);
+                check!(
+                    out.r9 == out.r8,
+                    "{state}: it came at {:#x}, not {:#x}",
+                    out.r9,
+                    out.r8
+                );
+                check!(out.r12 == before, "{state}: {} before", out.r12);
                 if state == "stepped" {
                     check_eq!(out.r11, out.r8, "where the single step came");
                 }

@@ -60,7 +60,6 @@ impl Inner {
             ExitReason::TRIPLE_FAULT => Exit::TripleFault,
             ExitReason::NMI_WINDOW => {
                 self.change_primary(PrimaryControls::NMI_WINDOW_EXITING, false);
-                self.inject_waiting_nmi();
                 Exit::Host
             }
             // The host's own affair: guests' INIT and start-up IPIs are emulated, and these never end a guest's wait.

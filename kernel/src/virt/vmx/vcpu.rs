@@ -419,13 +419,15 @@ impl Inner {
     ///
     /// Only an NMI blocks others. Bochs 2.7 does not load that at VM entry (SDM 27.3.1.5), so a vCPU that has had none comes back
     /// with the blocking of the one before it on that CPU: it is taken from it again.
-    pub(super) fn inject_waiting_nmi(&mut self) {
+    fn inject_waiting_nmi(&mut self) {
         let mut blocking = vmcs::GUEST_INTERRUPTIBILITY.read();
-        let delivers = vmcs::ENTRY_INTERRUPTION_INFO.read().valid();
+        let event = vmcs::ENTRY_INTERRUPTION_INFO.read();
         if !blocking.contains(Interruptibility::BLOCKING_BY_NMI) {
             self.nmi.set(
                 Nmi::IN_SERVICE,
-                self.nmi.contains(Nmi::IN_SERVICE) && delivers,
+                self.nmi.contains(Nmi::IN_SERVICE)
+                    && event.valid()
+                    && event.kind() == EventKind::Nmi as u8,
             );
         } else if !self.nmi.contains(Nmi::IN_SERVICE) {
             blocking -= Interruptibility::BLOCKING_BY_NMI;
@@ -436,7 +438,7 @@ impl Inner {
         }
         let blocked =
             blocking.intersects(Interruptibility::BLOCKING_BY_NMI | Interruptibility::SHADOW);
-        if blocked || delivers {
+        if blocked || event.valid() || debug_exception_is_due() {
             if self.virtual_nmis() {
                 self.change_primary(PrimaryControls::NMI_WINDOW_EXITING, true);
             }
@@ -445,6 +447,12 @@ impl Inner {
         self.nmi = Nmi::IN_SERVICE;
         write_event(Event::NMI);
     }
+}
+
+/// Whether a #DB comes before the guest's next instruction: a trap after the last one, which goes before NMIs and interrupts (SDM table 7-2). VM entry
+/// would forget it for an event that is injected (SDM 27.7.3); where those wait for their windows, it is delivered first (SDM 27.7.5, 27.7.6).
+fn debug_exception_is_due() -> bool {
+    vmcs::GUEST_PENDING_DEBUG.read().0 & PendingDebug::DUE != 0
 }
 
 fn write_segment(fields: SegmentFields, segment: &Segment) {
@@ -638,25 +646,22 @@ impl Vcpu<Vmx> for VmxVcpu {
         let (vcpu, _) = runner.parts();
         let inner = &mut *vcpu.0;
         debug_assert!(inner.attached);
+        // Not before the last exit has been served: an exception that came of that goes first.
+        if !inner.nmi.is_empty() {
+            inner.inject_waiting_nmi();
+        }
         // SAFETY: the vCPU is attached to this CPU, by the boundary's contract: its VMCS is current, set up for `area`, which
         // is on the heap and does not move, and holds this CPU's host state. The nested tables and bitmaps are the domain's.
         let reason = unsafe { enter(&raw mut inner.area) };
         match reason {
-            ExitReason::VMCALL => return Exit::Hypercall,
-            ExitReason::CPUID => return Exit::Cpuid,
-            // NMIs are looked at after the others.
-            _ if !inner.nmi.is_empty() => {}
-            ExitReason::RDMSR => return Exit::ReadMsr,
-            ExitReason::WRMSR => return Exit::WriteMsr,
-            ExitReason::IO => return Exit::Io(exits::io(vmcs::EXIT_QUALIFICATION.read())),
-            ExitReason::HLT => return Exit::Halt,
-            _ => {}
+            ExitReason::VMCALL => Exit::Hypercall,
+            ExitReason::CPUID => Exit::Cpuid,
+            ExitReason::RDMSR => Exit::ReadMsr,
+            ExitReason::WRMSR => Exit::WriteMsr,
+            ExitReason::IO => Exit::Io(exits::io(vmcs::EXIT_QUALIFICATION.read())),
+            ExitReason::HLT => Exit::Halt,
+            _ => inner.decode(reason),
         }
-        let exit = inner.decode(reason);
-        if !inner.nmi.is_empty() {
-            inner.inject_waiting_nmi();
-        }
-        exit
     }
 
     fn set_deadline(&mut self, _cpu: &mut VmxCpu, tsc: u64) {
@@ -905,6 +910,7 @@ impl Vcpu<Vmx> for VmxVcpu {
                 .read()
                 .intersects(Interruptibility::SHADOW)
             && !vmcs::ENTRY_INTERRUPTION_INFO.read().valid()
+            && !debug_exception_is_due()
     }
 
     fn request_interrupt_window(&mut self) {

@@ -337,6 +337,9 @@ impl LinkPointer {
 impl PendingDebug {
     /// A single-step trap is pending.
     pub const BS: u64 = 1 << 14;
+    /// What makes a #DB pending: the single step, an enabled breakpoint that was met (bit 12), and one inside a transactional region (bit 16). An address
+    /// that was met (bits 3:0) does not by itself.
+    pub const DUE: u64 = Self::BS | 1 << 12 | 1 << 16;
 }
 
 impl AccessRights {
