@@ -232,6 +232,11 @@ pub fn step_over_wbinvd() -> Outcome {
     steps(&step!("wbinvd"), Gprs::ZERO)
 }
 
+/// A debug exception ends HLT (SDM vol. 2, HLT), whether interrupts are on or not.
+pub fn step_over_hlt() -> Outcome {
+    steps(&step!("hlt"), Gprs::ZERO)
+}
+
 pub fn step_over_hypercall() -> Outcome {
     if hypercall::is_vmmcall() {
         steps(&step!("vmmcall"), Gprs::ZERO)

@@ -171,6 +171,7 @@ fn main() -> u64 {
             debug::step_over_in,
             debug::step_over_mov_cr,
             debug::step_over_wbinvd,
+            debug::step_over_hlt,
             debug::step_over_hypercall,
             debug::step_over_rep_outs,
             debug::step_in_shadow_of_mov_ss,

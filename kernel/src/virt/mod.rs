@@ -187,7 +187,7 @@ pub trait Vcpu<V: Vendor>: Sized {
     fn withdraw_interrupt(&mut self) -> Option<u8>;
     /// Whether the next entry delivers an event.
     fn delivers_event(&self) -> bool;
-    /// Whether the next entry delivers an event, be it an NMI that has waited until now: such an event ends HLT.
+    /// Whether the next entry delivers an event, be it an NMI that has waited until now, or a single step: such an event ends HLT.
     fn ends_halt(&mut self) -> bool;
     /// Whether an external interrupt could be injected now: RFLAGS.IF, no shadow, nothing pending.
     fn accepts_interrupt(&self) -> bool;

@@ -901,7 +901,7 @@ impl Vcpu<Vmx> for VmxVcpu {
         if !self.0.nmi.is_empty() {
             self.0.inject_waiting_nmi();
         }
-        self.delivers_event()
+        self.delivers_event() || debug_exception_is_due()
     }
 
     fn accepts_interrupt(&self) -> bool {
