@@ -82,6 +82,12 @@ fn registers() -> u64 {
     base
 }
 
+/// The same in x2APIC mode.
+fn x2apic() -> Outcome {
+    registers();
+    Ok(cpu::wrmsr(0x1b, APIC | 0xd00)?)
+}
+
 fn read(address: u64) -> u32 {
     let value;
     // SAFETY: the callers pass addresses of interrupt controllers' registers, which hold nothing of Rust's.
@@ -320,8 +326,7 @@ fn illegal_vectors_are_sent() -> Outcome {
 
 fn illegal_vectors_are_sent_by_the_self_register() -> Outcome {
     inside_a_pc(|| {
-        registers();
-        cpu::wrmsr(0x1b, APIC | 0xd00)?;
+        x2apic()?;
         for vector in 0..16 {
             cpu::wrmsr(0x828, 0)?;
             cpu::wrmsr(0x83f, vector)?;
@@ -352,8 +357,7 @@ fn ends_a_single_step() -> Snippet {
 /// The single step comes first, and neither is lost (SDM vol. 3 table 7-2).
 fn nmi_to_oneself_in_a_single_step() -> Outcome {
     inside_a_pc(|| {
-        registers();
-        cpu::wrmsr(0x1b, APIC | 0xd00)?;
+        x2apic()?;
         handle(vector::DB, &ends_a_single_step());
         handle(vector::NMI, &snippet!("mov r9, [rsp]", "inc r10", "iretq"));
         for _ in 0..3 {
@@ -385,8 +389,7 @@ fn nmi_to_oneself_in_a_single_step() -> Outcome {
 /// it through, and after a single step (SDM vol. 3 table 7-2).
 fn self_register_in_every_state() -> Outcome {
     inside_a_pc(|| {
-        registers();
-        cpu::wrmsr(0x1b, APIC | 0xd00)?;
+        x2apic()?;
         handle(
             0x40,
             &snippet!(
@@ -790,8 +793,7 @@ fn page_in_x2apic_mode() -> Outcome {
 /// In x2APIC mode, reserved bits are #GP (11.12.1.2).
 fn command_with_reserved_bits() -> Outcome {
     inside_a_pc(|| {
-        registers();
-        cpu::wrmsr(0x1b, APIC | 0xd00)?;
+        x2apic()?;
         for bit in [13, 16, 17, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31] {
             // To nobody.
             let command = 0x7fff_0000_0000_0040 | 1 << bit;

@@ -678,14 +678,15 @@ impl<V: Vendor> Context<V> {
     /// nothing else is due; whether it is so. Otherwise that has to follow. May be called in passing.
     #[inline(always)]
     pub fn deliver_in_passing(&mut self, vcpu: &Vcpu<V>) -> bool {
-        if self.returned_interrupt.is_some()
-            || vcpu.requests.has_signals()
-            || self.cpu_keeps_apic()
-            || self.takes_from_pic()
-        {
-            return false;
-        }
-        self.inject_highest(vcpu) != Some(false)
+        !vcpu.requests.has_signals()
+            && self.only_apic_interrupts()
+            && self.inject_highest(vcpu) != Some(false)
+    }
+
+    /// Whether interrupts come from nowhere but the local APIC, and that is kept here.
+    #[inline(always)]
+    fn only_apic_interrupts(&self) -> bool {
+        self.returned_interrupt.is_none() && !self.cpu_keeps_apic() && !self.takes_from_pic()
     }
 
     /// Has the guest take the highest interrupt that its local APIC, which the kernel keeps, lets through; whether it can at once. `None`:
@@ -717,7 +718,7 @@ impl<V: Vendor> Context<V> {
     /// delivers it. Otherwise it has to be sent yet. May be called in passing.
     #[inline(always)]
     pub fn take_from_itself(&mut self, vector: u8, run: &mut Run<'_, V>) -> bool {
-        if self.returned_interrupt.is_some() || self.cpu_keeps_apic() || self.takes_from_pic() {
+        if !self.only_apic_interrupts() {
             return false;
         }
         if self.offers_end() {

@@ -485,14 +485,11 @@ fn pass<R: Runner<Svm>>(runner: &mut R, serve: impl FnOnce(&mut R) -> Served) ->
     match served {
         Served::No => return code.0,
         Served::Interrupted => return deliver(runner),
-        Served::Delivered => {
-            vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
-            return enter::AGAIN;
-        }
-        Served::Yes => {}
+        Served::Yes | Served::Delivered => {}
     }
     vcpu.vmcb.save.rax = vcpu.context.gprs.rax;
-    if vcpu.changes.is_empty() {
+    // What is due for an interrupt that was put into the block has been done with that.
+    if served == Served::Delivered || vcpu.changes.is_empty() {
         return enter::AGAIN;
     }
     prepare(runner)
