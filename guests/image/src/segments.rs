@@ -96,7 +96,7 @@ pub(crate) fn physical(loads: &[Load<'_>], entry: u64) -> Result<u32, ImageError
 pub(crate) fn linear(loads: &[Load<'_>], entry: u64) -> Result<u32, ImageError> {
     let translated = loads.iter().find_map(|load| {
         let offset = entry.checked_sub(load.linear)?;
-        (offset < load.end - load.start).then_some(load.start + offset)
+        (offset < load.end - load.start).then(|| load.start + offset)
     });
     physical(loads, translated.unwrap_or(entry)).map_err(|_| ImageError::EntryOutside(entry))
 }

@@ -90,6 +90,14 @@ fn it_starts_in_protected_mode_with_magic_and_information() {
             ImageError::EntryOutside(0x1000)
         );
     }
+    // So far from a segment's linear address that the sum with the physical one has more than 64 bits.
+    let mut elf = kernel(true, 3);
+    elf.segments[0].physical = 0xffff_ffff_0000_0000;
+    elf.entry = elf.segments[0].linear + (1 << 32);
+    assert_eq!(
+        error_on_pc(&elf.bytes(), 64 * MIB),
+        ImageError::EntryOutside(elf.entry)
+    );
 }
 
 /// Checks the information structure, which is all there whatever the header asks for.
