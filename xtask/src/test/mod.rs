@@ -35,6 +35,10 @@ pub struct Options {
     /// Run only tests whose name contains this, such as host/plinth-abi, bochs-vmx/boot or kernel::frames
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
+    /// Try the properties of the host's tests with so many random cases, other ones in each run; without this, the same few
+    /// hundred each time
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    cases: Option<u32>,
     #[command(flatten)]
     install: Install,
 }
@@ -198,7 +202,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     let jobs = jobs(scenarios::ALL, &figures, &options.on, &options.filter);
     std::thread::scope(|scope| {
         let host = scope.spawn(|| {
-            host::test(&workspace, &options.filter, |results| {
+            host::test(&workspace, &options.filter, options.cases, |results| {
                 reporter.report(results)
             });
         });
