@@ -29,9 +29,11 @@ mod tests {
         #[test]
         fn a_moment_is_the_first_of_its_tick(tick in 1u64..1 << 50, hz in 1u64..4_000_000) {
             let at = moment(tick, hz);
-            prop_assume!(at < u64::MAX);
-            prop_assert_eq!(ticks(at, hz), tick);
-            prop_assert_eq!(ticks(at - 1, hz), tick - 1);
+            // Else it is a moment that has no number.
+            if at < u64::MAX {
+                prop_assert_eq!(ticks(at, hz), tick);
+                prop_assert_eq!(ticks(at - 1, hz), tick - 1);
+            }
         }
     }
 }

@@ -35,8 +35,7 @@ const TAKE_WORD: u8 = 0x47;
 
 /// Ticks in which the second vCPU comes to rest.
 const REST: u64 = 100_000;
-/// Ticks in which the first vCPU's CPU comes to rest, more than enough, and by how much nearer the timer is set from one measurement to
-/// the next.
+/// Ticks in which the first vCPU's CPU comes to rest, more than enough, and how closely the least that is enough is looked for.
 const FAR: u64 = 16_000;
 const NEARER: u64 = 16;
 /// By how much waking may take longer or shorter than usual while the CPU still sleeps.
@@ -198,16 +197,20 @@ fn rest() {
 /// CPU sleeps.
 ///
 /// If the timer is set far ahead, the CPU has come to rest before, and the interrupt is taken as much after its time as it takes to
-/// wake. It is set nearer and nearer, for as long as that is so: when it is about to be no longer, the CPU has not slept.
+/// wake. Where that is only just so, the CPU has not slept.
 fn halt_and_wake() -> u64 {
-    let usual = halted(FAR).saturating_sub(FAR);
-    let mut least = u64::MAX;
-    for ahead in (1..FAR / NEARER).rev().map(|steps| steps * NEARER) {
-        let ticks = halted(ahead);
-        if ticks.saturating_sub(ahead).abs_diff(usual) > JITTER {
-            break;
+    let mut least = halted(FAR);
+    let usual = least.saturating_sub(FAR);
+    let (mut too_near, mut far) = (0, FAR / NEARER);
+    while far - too_near > 1 {
+        let steps = too_near.midpoint(far);
+        let ticks = halted(steps * NEARER);
+        if ticks.saturating_sub(steps * NEARER).abs_diff(usual) > JITTER {
+            too_near = steps;
+        } else {
+            far = steps;
+            least = ticks;
         }
-        least = least.min(ticks);
     }
     least
 }
