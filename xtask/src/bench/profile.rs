@@ -1,8 +1,8 @@
 //! `cargo xtask bench profile NAME`: the functions on which an operation's instructions are spent.
 //!
-//! The machine runs twice: first to see what is measured before the operation. Then QEMU takes one instruction after the other and logs each,
-//! while the guest measures the operation. In that log a typical round is looked for, and told by function. The kernel and the guests are built once more for that, with the source lines of their
-//! instructions.
+//! The machine runs twice: first to see what is measured before the operation. Then QEMU takes one instruction after the other and logs
+//! each, while the guest measures the operation. In that log a typical round is looked for, and told by function. The kernel and the
+//! guests are built once more for that, with the source lines of their instructions.
 
 mod functions;
 mod rounds;
