@@ -204,8 +204,9 @@ fn halt_and_wake() -> u64 {
     let (mut too_near, mut far) = (0, FAR / NEARER);
     while far - too_near > 1 {
         let steps = too_near.midpoint(far);
-        let ticks = halted(steps * NEARER);
-        if ticks.saturating_sub(steps * NEARER).abs_diff(usual) > JITTER {
+        let ahead = steps * NEARER;
+        let ticks = halted(ahead);
+        if ticks.saturating_sub(ahead).abs_diff(usual) > JITTER {
             too_near = steps;
         } else {
             far = steps;

@@ -1,8 +1,8 @@
 //! `cargo xtask bench profile NAME`: the functions on which an operation's instructions are spent.
 //!
-//! The machine runs twice: first to see what is measured before the operation. Then QEMU takes one instruction after the other and logs
-//! each, while the guest measures the operation. In that log a typical round is looked for, and told by function. The kernel and the
-//! guests are built once more for that, with the source lines of their instructions.
+//! QEMU takes one instruction after the other and logs each, while the guest measures. In the log of the operation a typical round is
+//! looked for, and told by function. The kernel and the guests are built once more for that, with the source lines of their
+//! instructions.
 
 mod functions;
 mod rounds;
@@ -21,7 +21,7 @@ use super::{Options, RUNS, Run};
 use crate::compile::{self, Build};
 use crate::machine::choose::{Host, choose};
 use crate::machine::qemu::Monitor;
-use crate::machine::{Event, Kind, Machine};
+use crate::machine::{Event, Kind};
 use crate::progress::Step;
 use crate::provision::packages::{self, Tools};
 use crate::serial::{self, Lines, Report};
@@ -58,13 +58,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         if !file.windows(name.len()).any(|part| part == name) {
             continue;
         }
-        let stage = Stage {
-            run,
-            workspace: &workspace,
-            build: &build,
-            tools: &tools,
-        };
-        if let Some((figure, addresses)) = stage.trace(operation)? {
+        if let Some((figure, addresses)) = trace(run, operation, &workspace, &build, &tools)? {
             tell(run, &figure, &addresses, &workspace, &build)?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -95,111 +89,57 @@ fn elf<'a>(build: &'a Build, name: &str) -> anyhow::Result<&'a Path> {
         .with_context(|| format!("there is no guest {name}"))
 }
 
-/// What a machine's lines are followed with.
-struct Stage<'a> {
-    run: &'a Run<'a>,
-    workspace: &'a Workspace,
-    build: &'a Build,
-    tools: &'a Tools,
-}
-
-impl Stage<'_> {
-    /// Starts the machine and gives `see` each of its lines, and now and then none, until that knows the answer; none if the guest ends
-    /// before.
-    fn follow<T>(
-        &self,
-        step: &Step,
-        mut see: impl FnMut(&mut Machine, Option<&str>) -> anyhow::Result<Option<T>>,
-    ) -> anyhow::Result<Option<T>> {
-        let mut machine = self
-            .run
-            .start(Kind::QemuSvm, self.workspace, self.build, self.tools)?;
-        let mut lines = Lines::default();
-        let start = Instant::now();
-        loop {
-            let bytes = match machine.next(Duration::from_millis(100)) {
-                Event::Output(bytes) => bytes,
-                Event::Idle => Vec::new(),
-                Event::Ended => anyhow::bail!(
-                    "the machine ended before the guest had: {}",
-                    machine.messages(1).join("")
-                ),
-            };
-            for line in lines.push(&bytes) {
-                step.detail(&line);
-                if let Some(answer) = see(&mut machine, Some(&line))? {
-                    return Ok(Some(answer));
+/// The figure of an operation, and the instructions that were executed until it was told; none if the guest has no such operation.
+fn trace(
+    run: &Run<'_>,
+    operation: &str,
+    workspace: &Workspace,
+    build: &Build,
+    tools: &Tools,
+) -> anyhow::Result<Option<(Figure, Vec<u64>)>> {
+    let step = Step::start(format!("tracing {operation}, {}", run.command_line));
+    let mut machine = run.start(Kind::QemuSvm, workspace, build, tools)?;
+    let mut log: Option<Log> = None;
+    let mut lines = Lines::default();
+    let start = Instant::now();
+    loop {
+        let bytes = match machine.next(Duration::from_millis(100)) {
+            Event::Output(bytes) => bytes,
+            Event::Idle => Vec::new(),
+            Event::Ended => anyhow::bail!(
+                "the machine ended before it had measured {operation}: {}",
+                machine.messages(1).join("")
+            ),
+        };
+        for line in lines.push(&bytes) {
+            step.detail(&line);
+            match (Figure::parse(&line), &mut log) {
+                (Some(figure), Some(log)) if figure.name == operation => {
+                    machine.kill();
+                    let addresses = log.read()?;
+                    step.done(&format!("{} instructions", addresses.len()));
+                    return Ok(Some((figure, addresses)));
                 }
-                if let Some(Report::End(_)) = serial::parse(&line) {
-                    return Ok(None);
+                // What comes now is of the next operation.
+                (Some(_), Some(log)) => log.begin()?,
+                (None, None) if line.contains(run.name) && line.contains(" starts") => {
+                    log = Some(Log::start(machine.monitor()?, machine.directory())?);
                 }
+                _ => {}
             }
-            see(&mut machine, None)?;
-            anyhow::ensure!(
-                start.elapsed() < PATIENCE,
-                "the guest has not ended in {} s",
-                PATIENCE.as_secs()
-            );
+            if let Some(Report::End(_)) = serial::parse(&line) {
+                step.done("not measured there");
+                return Ok(None);
+            }
         }
-    }
-
-    /// What the guest tells last before it measures an operation: the name of the figure before, or nothing if it is the first; none if the
-    /// guest has no such operation.
-    fn before(&self, operation: &str) -> anyhow::Result<Option<Option<String>>> {
-        let step = Step::start(format!(
-            "looking for {operation}, {}",
-            self.run.command_line
-        ));
-        let mut last = None;
-        let found = self.follow(&step, |_, line| match line.and_then(Figure::parse) {
-            Some(figure) if figure.name == operation => Ok(Some(last.take())),
-            Some(figure) => {
-                last = Some(figure.name);
-                Ok(None)
-            }
-            None => Ok(None),
-        })?;
-        step.done(match found {
-            Some(_) => "found",
-            None => "not measured there",
-        });
-        Ok(found)
-    }
-
-    /// The figure of an operation, and the instructions that were executed from when the figure before it was told; none if the guest
-    /// has no such operation.
-    fn trace(&self, operation: &str) -> anyhow::Result<Option<(Figure, Vec<u64>)>> {
-        // To log what is measured before would take many times as long as it takes without.
-        let Some(before) = self.before(operation)? else {
-            return Ok(None);
-        };
-        let step = Step::start(format!("tracing {operation}, {}", self.run.command_line));
-        let begins = |line: &str| match &before {
-            Some(before) => Figure::parse(line).is_some_and(|figure| figure.name == *before),
-            None => line.contains(self.run.name) && line.contains(" starts"),
-        };
-        let mut log: Option<Log> = None;
-        let found = self.follow(&step, |machine, line| match (&mut log, line) {
-            (None, Some(line)) if begins(line) => {
-                log = Some(Log::start(machine.monitor()?, machine.directory())?);
-                Ok(None)
-            }
-            (Some(log), Some(line)) => {
-                let is_it = |figure: &Figure| figure.name == operation;
-                let Some(figure) = Figure::parse(line).filter(is_it) else {
-                    return Ok(None);
-                };
-                machine.kill();
-                Ok(Some((figure, log.read()?)))
-            }
-            (Some(log), None) => log.limit().map(|()| None),
-            (None, _) => Ok(None),
-        })?;
-        step.done(&match &found {
-            Some((_, addresses)) => format!("{} instructions", addresses.len()),
-            None => "not measured there".to_owned(),
-        });
-        Ok(found)
+        if let Some(log) = &mut log {
+            log.limit()?;
+        }
+        anyhow::ensure!(
+            start.elapsed() < PATIENCE,
+            "{operation} has not been measured in {} s",
+            PATIENCE.as_secs()
+        );
     }
 }
 
@@ -228,6 +168,12 @@ impl Log {
 
     fn path(&self) -> PathBuf {
         self.directory.join(name(self.number))
+    }
+
+    /// Forgets what was logged.
+    fn begin(&mut self) -> anyhow::Result<()> {
+        self.lay_aside()?;
+        remove(self.before.take())
     }
 
     /// Forgets the older half, where there is too much.

@@ -23,12 +23,11 @@ const PACKAGES: [(&str, Option<&str>); 9] = [
 
 /// The seed of proptest's random cases where nobody asks for a number of them. A run fails then for what was changed, and fails
 /// again; and not once in many for a case that nobody has had before.
-const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "1");
+const SEED: &str = "PROPTEST_RNG_SEED";
 /// How many cases proptest tries, but for tests that say how many themselves.
 const CASES: &str = "PROPTEST_CASES";
 
-/// Tests the packages in which the filter can match; properties with so many random cases, if that is given, else with cases that are the
-/// same each time.
+/// Tests the packages in which the filter can match; properties with so many random cases, or with the same ones each time.
 pub fn test(
     workspace: &Workspace,
     filter: &str,
@@ -39,10 +38,7 @@ pub fn test(
         let Some(inner) = inner_filter(package, filter) else {
             continue;
         };
-        let mut command = command(workspace, package, library);
-        if let Some(cases) = cases {
-            command.env_remove(SEED.0).env(CASES, cases.to_string());
-        }
+        let mut command = command(workspace, package, library, cases);
         command.args(["--", inner]);
         let step = Step::start(format!("host tests of {package}"));
         match progress::capture(&mut command, &step, None) {
@@ -70,12 +66,20 @@ pub fn test(
     }
 }
 
-/// The command that tests a package.
-fn command(workspace: &Workspace, package: &str, library: Option<&str>) -> Command {
+/// The command that tests a package; its properties with so many random cases, or with the same ones each time.
+fn command(
+    workspace: &Workspace,
+    package: &str,
+    library: Option<&str>,
+    cases: Option<u32>,
+) -> Command {
     let mut command = Command::new(cargo());
+    match cases {
+        Some(cases) => command.env_remove(SEED).env(CASES, cases.to_string()),
+        None => command.env(SEED, "1"),
+    };
     command
         .current_dir(&workspace.root)
-        .env(SEED.0, SEED.1)
         .args(["test", "--no-fail-fast", "--package", package]);
     if let Some(directory) = library {
         command.arg("--lib");
@@ -89,7 +93,7 @@ fn command(workspace: &Workspace, package: &str, library: Option<&str>) -> Comma
 /// The commands that test all packages, without the examples in their documentation.
 pub fn commands(workspace: &Workspace) -> impl Iterator<Item = (&'static str, Command)> {
     PACKAGES.into_iter().map(|(package, library)| {
-        let mut command = command(workspace, package, library);
+        let mut command = command(workspace, package, library, None);
         if library.is_none() {
             command.arg("--tests");
         }
